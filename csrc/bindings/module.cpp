@@ -1,0 +1,160 @@
+// fastrnn._core: the C++ interface with pointers as integers. Python's _ops.py checks tensors;
+// nothing here knows them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../check.h"
+#include <fastrnn/fastrnn.h>
+
+namespace py = pybind11;
+namespace fr = fastrnn;
+
+namespace {
+
+using Pointer = uintptr_t;
+
+void* at(Pointer p) { return reinterpret_cast<void*>(p); }
+
+fr::Dtype dtype_from_name(const std::string& name) {
+  if (name == "float32") return fr::Dtype::kFloat32;
+  FASTRNN_CHECK(name == "float64", "dtype must be float32 or float64, got " << name);
+  return fr::Dtype::kFloat64;
+}
+
+// A problem with its sizes, which depend on the ISA in use when it was made.
+struct SizedProblem {
+  fr::Problem problem;
+  fr::Sizes sizes;
+};
+
+SizedProblem make_problem(const std::string& cell, const std::string& dtype,
+                          const std::string& activation, int64_t T, int64_t B, int64_t I,
+                          int64_t H, int64_t P, int directions, bool reverse, bool bias,
+                          bool ragged, bool training, int threads) {
+  FASTRNN_CHECK(activation == "tanh" || activation == "relu",
+                "activation must be tanh or relu, got " << activation);
+  fr::Problem p;
+  p.cell = fr::cell_from_name(cell);
+  p.dtype = dtype_from_name(dtype);
+  p.activation = activation == "relu" ? fr::Activation::kRelu : fr::Activation::kTanh;
+  p.T = T, p.B = B, p.I = I, p.H = H, p.P = P;
+  p.directions = directions, p.reverse = reverse, p.bias = bias, p.ragged = ragged;
+  p.training = training, p.threads = threads;
+  return {p, fr::sizes(p)};
+}
+
+constexpr size_t kPerDirection = 5;
+
+void check_count(const fr::Problem& p, size_t count, const char* what) {
+  FASTRNN_CHECK(count == kPerDirection * size_t(p.directions),
+                what << " must have " << kPerDirection * size_t(p.directions) << " entries, got "
+                     << count);
+}
+
+void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::Weights* to) {
+  check_count(p, from.size(), "weights");
+  for (int d = 0; d < p.directions; ++d) {
+    const Pointer* w = from.data() + kPerDirection * size_t(d);
+    to[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
+  }
+}
+
+void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
+             Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y,
+             int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
+             Pointer packed, bool repack, Pointer workspace) {
+  fr::ForwardBuffers b;
+  b.x = at(x), b.x_strides = {x_step, x_row};
+  b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.h0 = at(h0), b.c0 = at(c0);
+  read_weights(sized.problem, weights, b.weights);
+  b.y = at(y), b.y_strides = {y_step, y_row};
+  b.h_n = at(h_n), b.c_n = at(c_n), b.reserve = at(reserve);
+  b.packed = at(packed), b.repack = repack, b.workspace = at(workspace);
+  py::gil_scoped_release unlocked;
+  fr::forward(sized.problem, b);
+}
+
+void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
+              Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y,
+              int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy, int64_t dy_step,
+              int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx, int64_t dx_step,
+              int64_t dx_row, Pointer dh0, Pointer dc0, const std::vector<Pointer>& dweights,
+              Pointer workspace) {
+  fr::BackwardBuffers b;
+  b.x = at(x), b.x_strides = {x_step, x_row};
+  b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.h0 = at(h0), b.c0 = at(c0);
+  read_weights(sized.problem, weights, b.weights);
+  b.y = at(y), b.y_strides = {y_step, y_row};
+  b.reserve = at(reserve);
+  b.dy = at(dy), b.dy_strides = {dy_step, dy_row};
+  b.dh_n = at(dh_n), b.dc_n = at(dc_n);
+  b.dx = at(dx), b.dx_strides = {dx_step, dx_row};
+  b.dh0 = at(dh0), b.dc0 = at(dc0);
+  check_count(sized.problem, dweights.size(), "dweights");
+  for (int d = 0; d < sized.problem.directions; ++d) {
+    const Pointer* w = dweights.data() + kPerDirection * size_t(d);
+    b.gradients[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
+  }
+  b.workspace = at(workspace);
+  py::gil_scoped_release unlocked;
+  fr::backward(sized.problem, b);
+}
+
+py::bytes fingerprint(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
+  FASTRNN_CHECK(pointers.size() == bytes.size(), "pointers and sizes must be equally many");
+  std::vector<const void*> buffers;
+  buffers.reserve(pointers.size());
+  for (const Pointer p : pointers) buffers.push_back(at(p));
+  fr::Fingerprint f;
+  {
+    py::gil_scoped_release unlocked;
+    f = fr::fingerprint(buffers.data(), bytes.data(), buffers.size());
+  }
+  return py::bytes(reinterpret_cast<const char*>(f.words), sizeof f.words);
+}
+
+double read_bandwidth(size_t bytes, double seconds) {
+  std::vector<char> buffer(bytes, 1);
+  py::gil_scoped_release unlocked;
+  return fr::read_bandwidth(buffer.data(), bytes, seconds);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled kernels; fastrnn._ops is the only user.";
+  m.def("version", &fr::version);
+  m.def("isa", &fr::isa);
+  m.def("available_isas", &fr::available_isas);
+  m.def("set_isa", &fr::set_isa, py::arg("name"));
+  m.def("cell_info", [](const std::string& name) {
+    const fr::CellInfo info = fr::cell_info(fr::cell_from_name(name));
+    py::dict d;
+    d["gates"] = info.gates;
+    d["states"] = info.states;
+    d["saved"] = info.saved;
+    return d;
+  });
+  py::class_<SizedProblem>(m, "Problem")
+      .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
+           py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
+           py::arg("directions"), py::arg("reverse"), py::arg("bias"), py::arg("ragged"),
+           py::arg("training"), py::arg("threads"))
+      .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
+      .def_property_readonly("workspace_bytes",
+                             [](const SizedProblem& p) { return p.sizes.workspace; })
+      .def_property_readonly("backward_workspace_bytes",
+                             [](const SizedProblem& p) { return p.sizes.backward_workspace; })
+      .def_property_readonly("saved", [](const SizedProblem& p) { return p.sizes.saved; });
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("fingerprint", &fingerprint);
+  m.def("fma_peak", [](double seconds, const std::string& dtype) {
+    return fr::fma_peak(dtype_from_name(dtype), seconds);
+  }, py::arg("seconds") = 0.2, py::arg("dtype") = "float32");
+  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.1);
+  // Fail at import, not at the first call, when FASTRNN_ISA names something unsupported.
+  fr::isa();
+}

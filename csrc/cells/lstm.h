@@ -1,0 +1,52 @@
+// i, f, o = sigmoid, g = tanh of wx + rh;  c' = f c + i g;  h' = o tanh(c'). Docs: docs/cells/lstm.md.
+#pragma once
+
+#include "contract.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+struct Lstm {
+  static constexpr int kWx = 4, kRh = 4;
+  static constexpr int kState = 2;  // h, c
+  static constexpr int kSaved = 5;  // i, f, g, o, c'
+  static constexpr int kStateSlot[kState] = {-1, 4};
+  static constexpr bool kHoldsOutput = false;
+  static constexpr bool kReadsOutput = false;
+  static constexpr int kD = 4;
+  static constexpr int kDwx[kWx] = {0, 1, 2, 3}, kDrh[kRh] = {0, 1, 2, 3};
+
+  template <class V>
+  struct In {
+    Arr<V, kWx> wx;
+    Arr<V, kRh> rh;
+    Arr<V, kState> prev;
+  };
+
+  template <class V>
+  FASTRNN_HD static void forward(const In<V>& in, const Options&, Arr<V, kState>& next,
+                                 Arr<V, kSaved>& saved) {
+    const V i = sigmoid(in.wx[0] + in.rh[0]);
+    const V f = sigmoid(in.wx[1] + in.rh[1]);
+    const V g = tanh(in.wx[2] + in.rh[2]);
+    const V o = sigmoid(in.wx[3] + in.rh[3]);
+    const V c = fma(f, in.prev[1], i * g);
+    next[0] = o * tanh(c);
+    next[1] = c;
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
+  }
+
+  template <class V>
+  FASTRNN_HD static void backward(const Arr<V, kSaved>& saved, const Arr<V, kState>& prev, V,
+                                  const Options&, V dy, Arr<V, kState>& ds, Arr<V, kD>& d) {
+    const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
+    const V u = tanh(saved[4]);
+    const V dc = fma(dy * o, fnma(u, u, V(1)), ds[1]);
+    d[0] = dc * g * i * (V(1) - i);
+    d[1] = dc * prev[1] * f * (V(1) - f);
+    d[2] = dc * i * fnma(g, g, V(1));
+    d[3] = dy * u * o * (V(1) - o);
+    ds[1] = dc * f;
+  }
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,111 @@
+// The backward pass of one layer. In phase j the recurrent chains run through block j while the
+// products of block j - 1 are made: one join of the threads per block of steps.
+#pragma once
+
+#include "backward_chain.h"
+#include "forward.h"
+#include "threads.h"
+#include "weight_gradients.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class C, class T>
+struct BackwardPass {
+  const Problem& p;
+  BackwardWeights<C, T> weights[2];
+  BackwardRows<C, T> rows[2];
+  BackwardChain<C, T> chains[2 * kMaxGroups];
+  GradientTickets<C, T> gradients[2];
+  GradientScratch<T> scratch[kMaxThreads];
+  int chain_count = 0;
+
+  BackwardPass(const Problem& problem, Arena& arena) : p(problem) {
+    const int groups = group_count(p);
+    for (int d = 0; d < p.directions; ++d) {
+      weights[d].lay_out(p, arena);
+      rows[d].lay_out(p, d, arena);
+      for (int g = 0; g < groups; ++g)
+        chains[chain_count++].lay_out(rows[d], weights[d], p.B * g / groups,
+                                      p.B * (g + 1) / groups, arena);
+    }
+    for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
+  }
+
+  void bind(const BackwardBuffers& b) {
+    for (int d = 0; d < p.directions; ++d) {
+      rows[d].bind(b);
+      gradients[d].bind(rows[d], weights[d], b);
+    }
+    for (int i = 0; i < chain_count; ++i) chains[i].bind(b);
+  }
+
+  void pack(const BackwardBuffers& b, Team& team) const {
+    const int64_t panels = weights[0].panel_count(b.dx, p.P);
+    team.run(panels * p.directions, [&](int64_t i, int) {
+      weights[i / panels].pack_panel(i % panels, p.P, b.weights[i / panels]);
+    });
+  }
+
+  // Both directions work on the middle block of an odd number in the same phase; one ticket then
+  // makes both shares of some rows of dx.
+  void run_phase(int64_t j, Team& team) {
+    const int64_t blocks = rows[0].block_count(), done = j - 1;
+    const int64_t recurrent = j < blocks ? chain_count : 0;
+    int64_t ends[4] = {recurrent, recurrent, recurrent, recurrent};
+    const int64_t k[2] = {done < 0 ? 0 : rows[0].block_at(done),
+                          done < 0 || p.directions == 1 ? 0 : rows[1].block_at(done)};
+    const bool shared = p.directions == 2 && k[0] == k[1];
+    const bool add = p.directions == 2 && 2 * done > blocks - 1;
+    if (done >= 0) {
+      ends[1] = ends[0] + p.directions * gradients[0].weight_tickets();
+      ends[2] = ends[1] + gradients[0].input_tickets(k[0]);
+      ends[3] = ends[2] + (p.directions == 2 && !shared ? gradients[1].input_tickets(k[1]) : 0);
+    }
+    team.run(ends[3], [&](int64_t i, int slot) {
+      const GradientScratch<T>& s = scratch[slot];
+      if (i < ends[0]) {
+        chains[i].run_block(j);
+      } else if (i < ends[1]) {
+        const int64_t each = gradients[0].weight_tickets(), d = (i - ends[0]) / each;
+        gradients[d].weights((i - ends[0]) % each, k[d], done == 0, s);
+      } else if (i < ends[2]) {
+        gradients[0].inputs(i - ends[1], k[0], add, s);
+        if (shared) gradients[1].inputs(i - ends[1], k[1], true, s);
+      } else {
+        gradients[1].inputs(i - ends[2], k[1], add, s);
+      }
+    });
+  }
+
+  void clear_gradients(const BackwardBuffers& b) const {
+    const int64_t O = p.P ? p.P : p.H, G = C::kWx * p.H;
+    const auto clear = [](void* to, int64_t n) {
+      if (to) fill_row(static_cast<T*>(to), T(0), n);
+    };
+    for (int d = 0; d < p.directions; ++d) {
+      const WeightGradients& g = b.gradients[d];
+      clear(g.w_ih, G * p.I), clear(g.w_hh, G * O), clear(g.w_hr, p.P * p.H);
+      clear(g.b_ih, G), clear(g.b_hh, G);
+    }
+  }
+};
+
+template <class C, class T>
+void sequence_backward_sizes(const Problem& p, Sizes& sizes) {
+  Arena arena(nullptr);
+  BackwardPass<C, T> pass(p, arena);
+  sizes.backward_workspace = arena.bytes();
+}
+
+template <class C, class T>
+void sequence_backward(const Problem& p, const BackwardBuffers& b) {
+  Arena arena(b.workspace);
+  BackwardPass<C, T> pass(p, arena);
+  if (p.B == 0) return pass.clear_gradients(b);
+  Team team(team_size(p));
+  pass.pack(b, team);
+  pass.bind(b);
+  for (int64_t j = 0; j <= pass.rows[0].block_count(); ++j) pass.run_phase(j, team);
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,38 @@
+// What kernels.cpp, compiled once per ISA, gives to dispatch.cpp.
+#pragma once
+
+#include <fastrnn/fastrnn.h>
+
+namespace fastrnn {
+
+struct CellKernels {
+  void (*forward_sizes)(const Problem&, Sizes&);
+  void (*backward_sizes)(const Problem&, Sizes&);
+  void (*forward)(const Problem&, const ForwardBuffers&);
+  void (*backward)(const Problem&, const BackwardBuffers&);
+};
+
+constexpr int kCells = 3, kDtypes = 2;
+
+struct Kernels {
+  CellKernels cells[kCells][kDtypes];
+  CellInfo info[kCells];
+  Fingerprint (*fingerprint)(const void* const* pointers, const size_t* bytes, size_t count);
+  double (*fma_peak)(Dtype, double seconds);
+  double (*read_bandwidth)(void* buffer, size_t bytes, double seconds);
+};
+
+namespace baseline {
+const Kernels& kernels();
+}
+namespace neon {
+const Kernels& kernels();
+}
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+
+}  // namespace fastrnn

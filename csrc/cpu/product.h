@@ -1,0 +1,253 @@
+// The one matrix product: rows of A times a packed matrix, in register tiles.
+//
+// A packed matrix is a list of panels. For one vector-width block of output columns (or up to four
+// blocks, when there is one gate) a panel holds, for each k, the weights of all gates side by side,
+// so that a tile of `rows x gates x blocks` accumulators streams one panel. In front of a panel lie
+// the values that its accumulators start from: the bias, or zeros.
+//
+// Every output is one chain of fused multiply-adds over ascending k, whatever the tile, the number
+// of rows or the blocking of k (a partial chain waits in memory at full precision). This is what
+// makes results independent of batch size and threads.
+#pragma once
+
+#include "../simd/vec.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Accumulators, weights and one broadcast must fit the registers.
+constexpr int max_tile_rows(int columns) {
+  const int accumulators = kRegisters == 32 ? 24 : 12;
+  const int rows = accumulators / columns;
+  return rows < 12 ? rows : 12;
+}
+constexpr int kMaxColumns = 4;  // vectors per k in a panel
+constexpr int kMaxTileRows = 12;
+
+// How far ahead of the multiply-adds a panel is prefetched, in bytes.
+constexpr int kPrefetch = 2048;
+
+// out[r][c] = init[r][c] + sum over k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
+// a[r * lda + k], or a[k * R + r] where A was packed.
+template <class T, int R, int C, bool kPackedA>
+void tile_product(int64_t k, const T* a, int64_t lda, const T* panel, const T* init,
+                  int64_t init_row, T* out) {
+  using V = Vec<T>;
+  constexpr int W = V::kWidth;
+  V sum[R][C];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
+  for (; k > 0; --k) {
+    V w[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      w[c] = V::load(panel + c * W);
+      __builtin_prefetch(reinterpret_cast<const char*>(panel + c * W) + kPrefetch);
+    }
+    panel += C * W;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const V x(kPackedA ? a[r] : a[r * lda]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[r][c] = fma(x, w[c], sum[r][c]);
+    }
+    a += kPackedA ? R : 1;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c].store(out + (r * C + c) * W);
+}
+
+template <class T>
+using TileProduct = void (*)(int64_t k, const T* a, int64_t lda, const T* panel, const T* init,
+                             int64_t init_row, T* out);
+
+// tile_product of a run-time size: table[columns - 1][rows - 1].
+template <class T, bool kPackedA>
+struct TileTable {
+  TileProduct<T> entry[kMaxColumns][kMaxTileRows] = {};
+
+  constexpr TileTable() { fill_columns<1>(); }
+
+  template <int C>
+  constexpr void fill_columns() {
+    fill_rows<C, 1>();
+    if constexpr (C < kMaxColumns) fill_columns<C + 1>();
+  }
+  template <int C, int R>
+  constexpr void fill_rows() {
+    entry[C - 1][R - 1] = tile_product<T, R, C, kPackedA>;
+    if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
+  }
+};
+template <class T, bool kPackedA>
+inline constexpr TileTable<T, kPackedA> kTiles{};
+
+// One row times the panels p and p + 1 at once: twice the independent chains, since a single row
+// has too few to hide the latency of a multiply-add.
+template <class T, int R, int C>
+void pair_product(int64_t k, const T* a, int64_t lda, const T* panel, int64_t panel_stride, T* out,
+                  int64_t out_stride) {
+  using V = Vec<T>;
+  constexpr int W = V::kWidth;
+  V sum[2][R][C];
+  const T* init = panel;
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[p][r][c] = V::load(init + p * panel_stride + c * W);
+  panel += C * W;
+  for (; k > 0; --k) {
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      V w[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const T* address = panel + p * panel_stride + c * W;
+        w[c] = V::load(address);
+        __builtin_prefetch(reinterpret_cast<const char*>(address) + kPrefetch);
+      }
+#pragma GCC unroll 3
+      for (int r = 0; r < R; ++r) {
+        const V x(a[r * lda]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[p][r][c] = fma(x, w[c], sum[p][r][c]);
+      }
+    }
+    panel += C * W;
+    ++a;
+  }
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[p][r][c].store(out + p * out_stride + (r * C + c) * W);
+}
+
+template <class T>
+using PairProduct = void (*)(int64_t k, const T* a, int64_t lda, const T* panel,
+                             int64_t panel_stride, T* out, int64_t out_stride);
+constexpr int max_pair_rows(int columns) {
+  return max_tile_rows(columns) < 8 ? 1 : max_tile_rows(columns) / 4;
+}
+
+template <class T>
+struct PairTable {
+  PairProduct<T> entry[kMaxColumns][3] = {};
+  constexpr PairTable() { fill_columns<1>(); }
+  template <int C>
+  constexpr void fill_columns() {
+    fill_rows<C, 1>();
+    if constexpr (C < kMaxColumns) fill_columns<C + 1>();
+  }
+  template <int C, int R>
+  constexpr void fill_rows() {
+    entry[C - 1][R - 1] = pair_product<T, R, C>;
+    if constexpr (R < max_pair_rows(C)) fill_rows<C, R + 1>();
+  }
+};
+template <class T>
+inline constexpr PairTable<T> kPairs{};
+
+// The geometry of a packed matrix with `gates` groups of `units` columns and k rows.
+template <class T>
+struct Panels {
+  static constexpr int W = Vec<T>::kWidth;
+  T* data = nullptr;
+  int64_t k = 0, units = 0;
+  int gates = 1;
+
+  int blocks_per_panel() const { return gates == 1 ? kMaxColumns : 1; }
+  int columns() const { return gates * blocks_per_panel(); }  // of every panel but the last
+  int64_t blocks() const { return (units + W - 1) / W; }
+  int64_t count() const { return (blocks() + blocks_per_panel() - 1) / blocks_per_panel(); }
+  int columns(int64_t p) const {
+    const int64_t rest = blocks() - p * blocks_per_panel();
+    return gates * int(rest < blocks_per_panel() ? rest : blocks_per_panel());
+  }
+  int64_t stride() const { return (k + 1) * columns() * W; }  // elements
+  T* panel(int64_t p) const { return data + p * stride(); }
+  int64_t size() const { return count() * stride() + kPrefetch / int64_t(sizeof(T)); }
+};
+
+// A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
+constexpr int64_t kPanelBytes = 256 << 10;
+
+template <class T>
+int64_t k_block(const Panels<T>& w, int64_t rows) {
+  const int64_t limit = kPanelBytes / (w.columns() * w.W * int64_t(sizeof(T)));
+  if (w.k <= limit || rows <= max_tile_rows(w.columns())) return w.k;
+  const int64_t parts = (w.k + limit - 1) / limit;
+  return (w.k + parts - 1) / parts;
+}
+
+template <class T, class Done>
+void multiply_pair(const Panels<T>& w, int64_t p, const T* a, int64_t lda, int rows, T* out,
+                   int64_t out_stride, Done& done) {
+  kPairs<T>.entry[w.columns(p) - 1][rows - 1](w.k, a, lda, w.panel(p), w.stride(), out, out_stride);
+  done(p, int64_t(0), rows, static_cast<const T*>(out));
+  done(p + 1, int64_t(0), rows, static_cast<const T*>(out + out_stride));
+}
+
+// Where product() leaves its sums: panel p, row r at data + p * panel + r * columns(p) * W. With
+// `keep` false they are only handed to done(), and share one small place that stays in L1.
+template <class T>
+struct Sums {
+  T* data;
+  bool keep;
+
+  static int64_t size(const Panels<T>& w, int64_t rows, bool keep) {
+    const int64_t row = w.columns() * w.W;
+    if (keep || k_block(w, rows) < w.k) return w.count() * rows * row;
+    return kMaxTileRows * kMaxColumns * w.W;
+  }
+};
+
+// Multiplies `rows` rows of a with the panels [begin, end). done(p, r, n, tile) is called once for
+// rows [r, r + n) of panel p when their sums are complete. `descending` takes the panels in reverse
+// order: alternating it from call to call keeps the end of a matrix that just exceeds a cache level
+// in that cache.
+template <class T, class Done>
+void product(const Panels<T>& w, int64_t begin, int64_t end, bool descending, const T* a,
+             int64_t lda, int64_t rows, Sums<T> sums, Done&& done) {
+  constexpr int W = Vec<T>::kWidth;
+  if (rows <= 0) return;
+  const int64_t k_step = k_block(w, rows);
+  const bool keep = sums.keep || k_step < w.k;
+  const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
+  for (int64_t k0 = 0; k0 == 0 || k0 < w.k; k0 += k_step) {
+    const int64_t k = w.k - k0 < k_step ? w.k - k0 : k_step;
+    const bool complete = k0 + k >= w.k;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = descending ? begin + end - 1 - i : i;
+      const int columns = w.columns(p);
+      T* out = sums.data + p * panel_elements;
+      if (rows <= max_pair_rows(columns) && i + 1 < end) {
+        const int64_t low = descending ? p - 1 : p;
+        if (w.columns(low) == w.columns(low + 1)) {
+          multiply_pair(w, low, a, lda, int(rows), sums.data + low * panel_elements,
+                        keep ? panel_elements : rows * row_elements, done);
+          ++i;
+          continue;
+        }
+      }
+      const int64_t tiles = (rows + max_tile_rows(columns) - 1) / max_tile_rows(columns);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t r = rows * t / tiles;
+        const int n = int(rows * (t + 1) / tiles - r);
+        T* tile = out + (keep ? r * columns * W : 0);
+        kTiles<T, false>.entry[columns - 1][n - 1](
+            k, a + r * lda + k0, lda, w.panel(p) + (1 + k0) * columns * W,
+            k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
+        if (complete) done(p, r, n, static_cast<const T*>(tile));
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,75 @@
+// Where the rows (t, b) of sequences lie, dense or packed, and the order in which time runs.
+#pragma once
+
+#include <fastrnn/fastrnn.h>
+
+#include "../simd/vec.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Rows of internal buffers: whole vectors, and not a multiple of 1 KiB, which would put the rows
+// of a tile on the same few lines of L1.
+template <class T>
+int64_t padded(int64_t n) {
+  const int64_t width = round_up(n, Vec<T>::kWidth);
+  return width * int64_t(sizeof(T)) % 1024 ? width : width + Vec<T>::kWidth;
+}
+
+// The rows of one direction in its own time order: step s = 0, 1, ... is at time t(s).
+struct Timeline {
+  int64_t T, B;
+  const int64_t* offsets;  // null: dense
+  bool reverse;
+
+  int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
+  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  // Sequences alive at t: the first ones, packed batches being sorted by length. 0 outside [0, T).
+  int64_t active(int64_t t) const {
+    if (t < 0 || t >= T) return 0;
+    return offsets ? offsets[t + 1] - offsets[t] : B;
+  }
+  // The number of row (t, 0) among all rows.
+  int64_t first(int64_t t) const { return offsets ? offsets[t] : t * B; }
+};
+
+// Typed access to a [T,B,features] or [N,features] buffer of the caller.
+template <class T>
+struct View {
+  T* data;
+  const int64_t* offsets;
+  Strides strides;
+
+  T* row(int64_t t, int64_t b) const {
+    return data + (offsets ? (offsets[t] + b) * strides.row : t * strides.step + b * strides.row);
+  }
+};
+
+template <class T>
+void copy_row(T* to, const T* from, int64_t n) {
+  constexpr int W = Vec<T>::kWidth;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) Vec<T>::load(from + i).store(to + i);
+  if (i < n) Vec<T>::load(from + i, int(n - i)).store(to + i, int(n - i));
+}
+
+template <class T>
+void fill_row(T* to, T value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = value;
+}
+
+// Rows [begin, end) of a [B,n] state into rows of an internal buffer; null: zeros.
+template <class T>
+void load_state(const T* from, int64_t begin, int64_t end, int64_t n, T* to, int64_t ld) {
+  for (int64_t b = begin; b < end; ++b) {
+    if (from)
+      copy_row(to + b * ld, from + b * n, n);
+    else
+      fill_row(to + b * ld, T(0), n);
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,210 @@
+#include "threads.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace fastrnn {
+namespace {
+
+constexpr int kMaxWorkers = kMaxThreads - 1;
+constexpr int kMaxChains = 128;
+
+// After the last ticket a worker looks for more this long before it sleeps: longer than the gaps
+// within a call and between calls in a loop, short beside what it would take from other threads.
+constexpr auto kSpinTime = std::chrono::microseconds(60);
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits for a condition that another thread is about to make true.
+template <class Condition>
+void spin_until(Condition&& condition) {
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins < 20000)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+struct Pool {
+  // The phase's generation (high half) and the next ticket (low half) change together, so that a
+  // worker that looked at an older phase cannot take a ticket of a newer one.
+  std::atomic<uint64_t> word{kClosed};
+  std::atomic<int64_t> count{0};
+  std::atomic<void (*)(const void*, int64_t, int)> call{nullptr};
+  std::atomic<const void*> body{nullptr};
+  std::atomic<int64_t> done{0};
+  std::atomic<int> helpers{0};  // workers with a smaller index may take tickets
+
+  std::mutex team;  // held by the team that has the pool
+  std::atomic<uint64_t> team_number{0};
+  fenv_t floating_point;  // of the team's caller
+
+  std::mutex sleep;
+  std::condition_variable wake;
+  std::atomic<int> asleep{0};
+  int workers = 0;
+
+  static constexpr uint64_t kClosed = 0xffffffffu;
+  static uint64_t ticket(uint64_t word) { return word & kClosed; }
+
+  // Takes tickets of the phase that `seen` belongs to until none is left. `team_seen` is the last
+  // one that this thread took the floating-point mode of; a ticket in hand keeps its team alive.
+  void work(uint64_t seen, int slot, uint64_t& team_seen) {
+    for (;;) {
+      if (ticket(seen) == kClosed) return;
+      if (int64_t(ticket(seen)) >= count.load(std::memory_order_relaxed)) return;
+      auto* function = call.load(std::memory_order_relaxed);
+      const void* argument = body.load(std::memory_order_relaxed);
+      const uint64_t phase = seen >> 32;
+      if (word.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) {
+        const uint64_t now = team_number.load(std::memory_order_relaxed);
+        if (slot > 0 && now != team_seen) {
+          std::fesetenv(&floating_point);
+          team_seen = now;
+        }
+        function(argument, int64_t(ticket(seen)), slot);
+        done.fetch_add(1, std::memory_order_release);
+        seen = word.load(std::memory_order_acquire);
+      }
+      if (seen >> 32 != phase) return;
+    }
+  }
+
+  void worker_loop(int index) {
+    uint64_t team_seen = 0;
+    auto idle_since = std::chrono::steady_clock::now();
+    for (;;) {
+      const uint64_t seen = word.load(std::memory_order_acquire);
+      const bool open = ticket(seen) != kClosed &&
+                        int64_t(ticket(seen)) < count.load(std::memory_order_relaxed) &&
+                        index < helpers.load(std::memory_order_relaxed);
+      if (open) {
+        work(seen, index + 1, team_seen);
+        idle_since = std::chrono::steady_clock::now();
+        continue;
+      }
+      for (int i = 0; i < 64; ++i) pause();
+      if (std::chrono::steady_clock::now() - idle_since < kSpinTime) continue;
+      std::unique_lock<std::mutex> lock(sleep);
+      asleep.fetch_add(1);
+      wake.wait(lock, [&] { return word.load() >> 32 != seen >> 32; });
+      asleep.fetch_sub(1);
+      idle_since = std::chrono::steady_clock::now();
+    }
+  }
+
+  void start_workers(int wanted) {
+    for (; workers < wanted && workers < kMaxWorkers; ++workers)
+      std::thread([this, index = workers] { worker_loop(index); }).detach();
+  }
+};
+
+// On the heap and never freed: workers outlive static destruction.
+std::atomic<Pool*> the_pool{nullptr};
+
+// Threads do not survive a fork; the child starts with a pool of its own.
+void renew_pool() { the_pool.store(new Pool); }
+
+Pool& pool() {
+  static const bool once = [] {
+    renew_pool();
+    pthread_atfork(nullptr, nullptr, renew_pool);
+    return true;
+  }();
+  (void)once;
+  return *the_pool.load();
+}
+
+}  // namespace
+
+Team::Team(int size) : size_(size < kMaxThreads ? size : kMaxThreads) {
+  if (size_ <= 1) return;
+  Pool& p = pool();
+  if (!p.team.try_lock()) {
+    size_ = 1;
+    return;
+  }
+  has_pool_ = true;
+  std::fegetenv(&p.floating_point);
+  p.team_number.fetch_add(1, std::memory_order_release);
+  p.start_workers(size_ - 1);
+  p.helpers.store(size_ - 1, std::memory_order_relaxed);
+}
+
+Team::~Team() {
+  if (has_pool_) pool().team.unlock();
+}
+
+void Team::run_tickets(int64_t count, Ticket call, const void* body) {
+  if (!has_pool_ || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) call(body, i, 0);
+    return;
+  }
+  Pool& p = pool();
+  p.count.store(count, std::memory_order_relaxed);
+  p.call.store(call, std::memory_order_relaxed);
+  p.body.store(body, std::memory_order_relaxed);
+  p.done.store(0, std::memory_order_relaxed);
+  const uint64_t open = ((p.word.load(std::memory_order_relaxed) >> 32) + 1) << 32;
+  p.word.store(open);
+  if (p.asleep.load() > 0) {
+    std::lock_guard<std::mutex> lock(p.sleep);
+    p.wake.notify_all();
+  }
+  uint64_t team_seen = 0;
+  p.work(open, 0, team_seen);
+  spin_until([&] { return p.done.load(std::memory_order_acquire) == count; });
+  // Closed before the next phase's fields are written: an exchange, so that they stay after it.
+  p.word.exchange(open | Pool::kClosed, std::memory_order_acq_rel);
+}
+
+void Team::run_chain_steps(int chains, int64_t steps, ChainStep call, const void* body) {
+  struct Chain {
+    std::atomic<bool> busy{false};
+    std::atomic<int64_t> next{0};
+  };
+  Chain chain[kMaxChains];
+  const auto agent = [&](int64_t first, int) {
+    for (;;) {
+      bool finished = true, worked = false;
+      for (int i = 0; i < chains; ++i) {
+        const int c = int((first + i) % chains);
+        if (chain[c].next.load(std::memory_order_acquire) == steps) continue;
+        finished = false;
+        if (chain[c].busy.exchange(true, std::memory_order_acquire)) continue;
+        // One step at a time: a slower thread's chains can be taken over at every step.
+        const int64_t s = chain[c].next.load(std::memory_order_relaxed);
+        if (s < steps) {
+          call(body, c, s);
+          chain[c].next.store(s + 1, std::memory_order_release);
+        }
+        chain[c].busy.store(false, std::memory_order_release);
+        worked = true;
+        break;
+      }
+      if (finished) return;
+      if (!worked) pause();
+    }
+  };
+  if (!has_pool_ || chains == 1) {
+    for (int c = 0; c < chains; ++c)
+      for (int64_t s = 0; s < steps; ++s) call(body, c, s);
+    return;
+  }
+  run(size_ < chains ? size_ : chains, agent);
+}
+
+}  // namespace fastrnn

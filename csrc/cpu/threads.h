@@ -1,0 +1,50 @@
+// Work shared among threads by tickets: whoever is free takes the next one, so a worker that wakes
+// late, or is kept off its core, costs nothing but the help it did not give.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn {
+
+constexpr int kMaxThreads = 64;  // of one team
+
+// The threads that work on one call: the caller and those workers of the process-wide pool that
+// happen to come. Only one team has the pool at a time; another caller works alone meanwhile.
+class Team {
+ public:
+  explicit Team(int size);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls body(i, slot) for every i in [0, count), each once, and returns when all have returned.
+  // Calls with the same slot, in [0, size()), do not overlap.
+  template <class Body>
+  void run(int64_t count, const Body& body) {
+    run_tickets(
+        count, [](const void* b, int64_t i, int slot) { (*static_cast<const Body*>(b))(i, slot); },
+        &body);
+  }
+
+  // Calls body(chain, 0), body(chain, 1), ... in this order for every chain; chains are
+  // independent, and any thread may take the next step of any chain.
+  template <class Body>
+  void run_chains(int chains, int64_t steps, const Body& body) {
+    run_chain_steps(
+        chains, steps,
+        [](const void* b, int64_t c, int64_t s) { (*static_cast<const Body*>(b))(c, s); }, &body);
+  }
+
+ private:
+  using Ticket = void (*)(const void* body, int64_t i, int slot);
+  using ChainStep = void (*)(const void* body, int64_t chain, int64_t step);
+  void run_tickets(int64_t count, Ticket call, const void* body);
+  void run_chain_steps(int chains, int64_t steps, ChainStep call, const void* body);
+
+  int size_;
+  bool has_pool_ = false;
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,203 @@
+// What a block of steps adds to dW and db, and its dx: whole-block products of the pre-activation
+// gradients. Each ticket owns a part of one output, so the order of sums never depends on threads.
+#pragma once
+
+#include "backward_chain.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Space of one thread.
+template <class T>
+struct GradientScratch {
+  static constexpr int64_t kUnits = 48;   // of one slot, in one ticket
+  static constexpr int64_t kRows = 48;    // of dx, in one ticket
+  T *packed, *tile, *zeros, *sums;
+
+  void lay_out(const Panels<T>& ih, Arena& arena) {
+    constexpr int W = Vec<T>::kWidth;
+    packed = arena.take<T>(kUnits * kChunkRows + kMaxTileRows + W);
+    tile = arena.take<T>(kMaxTileRows * kMaxColumns * W);
+    zeros = arena.take<T>(kMaxColumns * W);
+    sums = arena.take<T>(Sums<T>::size(ih, kRows, false));
+  }
+};
+
+// One factor of a weight gradient: `units` columns of a row-major buffer.
+template <class T>
+struct Factor {
+  const T* data;  // the first row's first unit
+  int64_t ld;
+};
+
+// Adds to c[u, :] the sum over rows of a[row, u] * b[row, :], for `units` units and n columns; b
+// in panels of columns, each `max_rows` rows long. `fresh`: c is overwritten.
+template <class T>
+class OuterProduct {
+ public:
+  static constexpr int W = Vec<T>::kWidth;
+  static constexpr int64_t kWidth = kMaxColumns * W;
+
+  OuterProduct(const GradientScratch<T>& scratch, Factor<T> a, int64_t units, int64_t rows)
+      : s_(scratch), units_(units), rows_(rows) {
+    tiles_ = (units + max_tile_rows(kMaxColumns) - 1) / max_tile_rows(kMaxColumns);
+    for (int64_t i = 0; i < tiles_; ++i) pack(a, i);
+    fill_row(s_.zeros, T(0), kWidth);
+  }
+
+  void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
+    for (int64_t u = 0; u < n; u += kWidth) {
+      const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
+      const T* panel = b + u * max_rows + first_row * columns * W;
+      for (int64_t i = 0; i < tiles_; ++i) {
+        const int64_t m = begin(i);
+        const int count = int(begin(i + 1) - m);
+        kTiles<T, true>.entry[columns - 1][count - 1](rows_, s_.packed + m * rows_, 0, panel,
+                                                      s_.zeros, 0, s_.tile);
+        for (int r = 0; r < count; ++r)
+          for (int v = 0; v < columns; ++v) {
+            T* to = c + (m + r) * n + u + v * W;
+            const int valid = int(smaller(W, n - u - v * W));
+            const Vec<T> sum = Vec<T>::load(s_.tile + (r * columns + v) * W);
+            (fresh ? sum : Vec<T>::load(to, valid) + sum).store(to, valid);
+          }
+      }
+    }
+  }
+
+ private:
+  int64_t begin(int64_t tile) const { return units_ * tile / tiles_; }
+
+  // [row][unit of the tile]. Whole vectors are copied; the next row overwrites what is too much.
+  void pack(Factor<T> a, int64_t tile) {
+    const int64_t m = begin(tile), count = begin(tile + 1) - m;
+    T* to = s_.packed + m * rows_;
+    for (int64_t k = 0; k < rows_; ++k, to += count)
+      for (int64_t i = 0; i < count; i += W) Vec<T>::load(a.data + k * a.ld + m + i).store(to + i);
+  }
+
+  const GradientScratch<T>& s_;
+  int64_t units_, rows_, tiles_;
+};
+
+// db[u] gets the sum over rows of a[row, u].
+template <class T>
+void sum_rows(Factor<T> a, int64_t units, int64_t rows, T* db, bool fresh) {
+  constexpr int W = Vec<T>::kWidth;
+  for (int64_t u = 0; u < units; u += W) {
+    const int n = int(smaller(W, units - u));
+    Vec<T> sum(T(0));
+    for (int64_t k = 0; k < rows; ++k) sum = sum + Vec<T>::load(a.data + k * a.ld + u);
+    (fresh ? sum : Vec<T>::load(db + u, n) + sum).store(db + u, n);
+  }
+}
+
+// The tickets of one block of one direction.
+template <class C, class T>
+class GradientTickets {
+ public:
+  void bind(BackwardRows<C, T>& rows, const BackwardWeights<C, T>& weights,
+            const BackwardBuffers& b) {
+    q_ = &rows, w_ = &weights;
+    to_ = b.gradients[rows.direction];
+    dx_ = {static_cast<T*>(b.dx), b.offsets, b.dx_strides};
+    const auto ranges = [](int64_t n) {
+      return (n + GradientScratch<T>::kUnits - 1) / GradientScratch<T>::kUnits;
+    };
+    ranges_ = ranges(q_->p->H), projection_ranges_ = to_.w_hr ? ranges(q_->p->P) : 0;
+    const bool any = to_.w_ih || to_.w_hh || to_.b_ih || to_.b_hh;
+    weight_tickets_ = (any ? C::kD * ranges_ : 0) + projection_ranges_;
+  }
+
+  int64_t weight_tickets() const { return weight_tickets_; }
+  int64_t input_tickets(int64_t k) const {
+    constexpr int64_t rows = GradientScratch<T>::kRows;
+    return dx_.data ? (q_->rows_in_block(k) + rows - 1) / rows : 0;
+  }
+
+  // Block k's share of the weights' gradients; `fresh`: the first block to add to them.
+  void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<T>& scratch) const {
+    const BlockGradients<C, T>& block = q_->gradients(k);
+    const int64_t rows = q_->rows_in_block(k);
+    // The first chunk of a block of B > 256 sequences may restart within a step.
+    for (int64_t row = 0; row < rows; row += kChunkRows) {
+      const int64_t count = smaller(kChunkRows, rows - row);
+      const bool overwrite = fresh && row == 0;
+      if (ticket < projection_ranges_)
+        projection_units(ticket, block, row, count, overwrite, scratch);
+      else
+        units((ticket - projection_ranges_) / ranges_, (ticket - projection_ranges_) % ranges_,
+              block, row, count, overwrite, scratch);
+    }
+  }
+
+  // dx for some rows of block k; `add`: the other direction has written its share.
+  void inputs(int64_t ticket, int64_t k, bool add, const GradientScratch<T>& scratch) const {
+    constexpr int W = Vec<T>::kWidth;
+    const Panels<T>& w = w_->ih;
+    const int64_t first = ticket * GradientScratch<T>::kRows;
+    const int64_t rows = smaller(GradientScratch<T>::kRows, q_->rows_in_block(k) - first);
+    T* to[GradientScratch<T>::kRows];
+    locate(k, first, rows, to);
+    const T* d = q_->gradients(k).d + first * q_->ld_d + w_->kIn.first * q_->p->H;
+    product(w, 0, w.count(), false, d, q_->ld_d, rows, Sums<T>{scratch.sums, false},
+            [&](int64_t p, int64_t r, int count, const T* tile) {
+              for (int i = 0; i < count; ++i)
+                for (int c = 0; c < w.columns(p); ++c, tile += W) {
+                  const int64_t u = (p * kMaxColumns + c) * W;
+                  const int n = int(smaller(W, q_->p->I - u));
+                  const Vec<T> sum = Vec<T>::load(tile);
+                  T* at = to[r + i] + u;
+                  (add ? Vec<T>::load(at, n) + sum : sum).store(at, n);
+                }
+            });
+  }
+
+ private:
+  void units(int64_t slot, int64_t range, const BlockGradients<C, T>& block, int64_t row,
+             int64_t count, bool fresh, const GradientScratch<T>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<T>::kUnits;
+    const int64_t n = smaller(GradientScratch<T>::kUnits, H - u);
+    const Factor<T> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
+    const OuterProduct<T> outer(scratch, d, n, count);
+    const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, int gate) {
+      if (gate < 0) return;
+      const int64_t first = gate * H + u;
+      if (w)
+        outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows, row, fresh);
+      if (bias) sum_rows(d, n, count, static_cast<T*>(bias) + first, fresh);
+    };
+    add(to_.w_ih, q_->p->I, block.x, to_.b_ih, gate_of(C::kDwx, slot));
+    add(to_.w_hh, q_->O, block.h, to_.b_hh, gate_of(C::kDrh, slot));
+  }
+
+  void projection_units(int64_t range, const BlockGradients<C, T>& block, int64_t row,
+                        int64_t count, bool fresh, const GradientScratch<T>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<T>::kUnits;
+    const int64_t n = smaller(GradientScratch<T>::kUnits, q_->p->P - u);
+    const OuterProduct<T> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n, count);
+    outer.add_to(static_cast<T*>(to_.w_hr) + u * H, H, block.m, q_->max_rows, row, fresh);
+  }
+
+  template <int N>
+  static int gate_of(const int (&slot_of_gate)[N], int64_t slot) {
+    for (int g = 0; g < N; ++g)
+      if (slot_of_gate[g] == slot) return g;
+    return -1;
+  }
+
+  void locate(int64_t k, int64_t first, int64_t rows, T** to) const {
+    int64_t t = q_->low(k);
+    for (int64_t i = 0; i < rows; ++i) {
+      while (first + i >= q_->row_in_block(t, 0) + q_->time.active(t)) ++t;
+      to[i] = dx_.row(t, first + i - q_->row_in_block(t, 0));
+    }
+  }
+
+  BackwardRows<C, T>* q_;
+  const BackwardWeights<C, T>* w_;
+  WeightGradients to_;
+  View<T> dx_;
+  int64_t ranges_, projection_ranges_, weight_tickets_;
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,129 @@
+// From a problem to its kernel: checks, then dtype -> ISA, the only switch.
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include <fastrnn/fastrnn.h>
+
+namespace fastrnn {
+namespace {
+
+const CellKernels& kernels_for(const Problem& p) {
+  return current_isa().kernels->cells[int(p.cell)][int(p.dtype)];
+}
+
+void check_problem(const Problem& p) {
+  FASTRNN_CHECK(p.T >= 1, "T must be at least 1, got " << p.T);
+  FASTRNN_CHECK(p.B >= 0, "B must not be negative, got " << p.B);
+  FASTRNN_CHECK(p.I >= 0, "I must not be negative, got " << p.I);
+  FASTRNN_CHECK(p.H >= 1, "H must be at least 1, got " << p.H);
+  FASTRNN_CHECK(p.P >= 0 && p.P < p.H, "P must be in [0, H) = [0, " << p.H << "), got " << p.P);
+  FASTRNN_CHECK(p.P == 0 || p.cell == Cell::kLstm, "P must be 0: only LSTM has a projection");
+  FASTRNN_CHECK(p.directions == 1 || p.directions == 2,
+                "directions must be 1 or 2, got " << p.directions);
+  FASTRNN_CHECK(p.directions == 1 || !p.reverse, "reverse needs directions = 1");
+  FASTRNN_CHECK(p.threads >= 1, "threads must be at least 1, got " << p.threads);
+  FASTRNN_CHECK(p.activation == Activation::kTanh || p.cell == Cell::kElman,
+                "activation relu is for Elman cells");
+}
+
+void check_offsets(const Problem& p, const int64_t* offsets) {
+  if (!p.ragged) {
+    FASTRNN_CHECK(!offsets, "offsets must be null unless the problem is ragged");
+    return;
+  }
+  FASTRNN_CHECK(offsets && offsets[0] == 0 && offsets[1] == p.B,
+                "offsets must start with 0, B = " << p.B);
+  for (int64_t t = 1; t < p.T; ++t) {
+    const int64_t now = offsets[t + 1] - offsets[t];
+    FASTRNN_CHECK(now >= 1 && now <= offsets[t] - offsets[t - 1],
+                  "offsets must grow by at least 1 and never faster than before, at step " << t);
+  }
+}
+
+void check_weights(const Problem& p, const Weights* weights) {
+  for (int d = 0; d < p.directions; ++d) {
+    const Weights& w = weights[d];
+    FASTRNN_CHECK(w.w_hh && (w.w_ih || p.I == 0), "weights " << d << ": w_ih and w_hh must be given");
+    FASTRNN_CHECK(!p.bias || (w.b_ih && w.b_hh), "weights " << d << ": b_ih and b_hh must be given");
+    FASTRNN_CHECK(p.P == 0 || w.w_hr, "weights " << d << ": w_hr must be given");
+  }
+}
+
+Weights used_weights(const Problem& p, Weights w) {
+  if (!p.bias) w.b_ih = w.b_hh = nullptr;
+  return w;
+}
+
+}  // namespace
+
+Sizes sizes(const Problem& problem) {
+  check_problem(problem);
+  Sizes sizes;
+  kernels_for(problem).forward_sizes(problem, sizes);
+  kernels_for(problem).backward_sizes(problem, sizes);
+  return sizes;
+}
+
+void forward(const Problem& problem, const ForwardBuffers& buffers) {
+  check_problem(problem);
+  check_offsets(problem, buffers.offsets);
+  ForwardBuffers b = buffers;
+  if (b.repack) {
+    check_weights(problem, b.weights);
+    for (Weights& w : b.weights) w = used_weights(problem, w);
+  }
+  FASTRNN_CHECK(b.packed && b.workspace, "packed and workspace must be given");
+  if (problem.B > 0) {
+    FASTRNN_CHECK((b.x || problem.I == 0) && b.y && b.h_n, "x, y and h_n must be given");
+    FASTRNN_CHECK(b.c_n || problem.cell != Cell::kLstm, "c_n must be given");
+    const bool saves = cell_info(problem.cell).saved > 0;
+    FASTRNN_CHECK(b.reserve || !problem.training || !saves, "reserve must be given to train");
+  }
+  kernels_for(problem).forward(problem, b);
+}
+
+void backward(const Problem& problem, const BackwardBuffers& buffers) {
+  check_problem(problem);
+  check_offsets(problem, buffers.offsets);
+  FASTRNN_CHECK(problem.training, "training must be true: forward kept nothing otherwise");
+  check_weights(problem, buffers.weights);
+  FASTRNN_CHECK(buffers.workspace, "workspace must be given");
+  BackwardBuffers b = buffers;
+  for (WeightGradients& g : b.gradients)
+    if (!problem.bias) g.b_ih = g.b_hh = nullptr;
+  if (problem.B > 0) {
+    FASTRNN_CHECK((b.x || problem.I == 0) && b.y, "x and y must be given");
+    FASTRNN_CHECK(b.reserve || cell_info(problem.cell).saved == 0, "reserve must be given");
+  }
+  kernels_for(problem).backward(problem, b);
+}
+
+CellInfo cell_info(Cell cell) { return current_isa().kernels->info[int(cell)]; }
+
+Cell cell_from_name(const std::string& name) {
+  std::string names;
+  for (int i = 0; i < kCells; ++i) {
+    const char* known = current_isa().kernels->info[i].name;
+    if (name == known) return Cell(i);
+    names += i ? std::string(", ") + known : known;
+  }
+  FASTRNN_CHECK(false, "cell must be one of " << names << ", got " << name);
+  return Cell::kElman;
+}
+
+Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t count) {
+  return current_isa().kernels->fingerprint(pointers, bytes, count);
+}
+
+double fma_peak(Dtype dtype, double seconds) { return current_isa().kernels->fma_peak(dtype, seconds); }
+
+double read_bandwidth(void* buffer, size_t bytes, double seconds) {
+  return current_isa().kernels->read_bandwidth(buffer, bytes, seconds);
+}
+
+#ifndef FASTRNN_VERSION
+#define FASTRNN_VERSION "0.0.0"
+#endif
+const char* version() { return FASTRNN_VERSION; }
+
+}  // namespace fastrnn

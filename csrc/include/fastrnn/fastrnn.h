@@ -1,0 +1,136 @@
+// The public C++ interface of fastrnn: recurrent sequence kernels on raw pointers.
+//
+// The caller owns and allocates every buffer, the workspace included; the library keeps no state
+// between calls. Nothing here depends on Python or torch. All matrices are row-major, weights have
+// torch's layout and gate order (LSTM: i, f, g, o; GRU: r, z, n).
+//
+// Dimensions: T steps, B sequences, I inputs, H hidden units, P projected units (0: none),
+// O = P ? P : H the width of the output, G gates, D directions, N rows of a packed batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fastrnn {
+
+enum class Cell { kElman, kLstm, kGru };
+enum class Dtype { kFloat32, kFloat64 };
+enum class Activation { kTanh, kRelu };
+
+// One layer over one batch of sequences. Every size and every buffer layout follows from it.
+struct Problem {
+  Cell cell = Cell::kLstm;
+  Dtype dtype = Dtype::kFloat32;
+  Activation activation = Activation::kTanh;  // of Elman cells; the others have tanh
+  int64_t T = 1, B = 1, I = 1, H = 1, P = 0;
+  int directions = 1;     // 2: a forward and a backward pass side by side in y
+  bool reverse = false;   // with one direction: it runs from the last step to the first
+  bool bias = true;       // false: b_ih and b_hh are not read
+  bool ragged = false;    // packed rows, see Offsets
+  bool training = false;  // forward() fills the reserve that backward() reads
+  int threads = 1;        // at most this many threads work on a call
+};
+
+// Elements from one step or row to the next; features are adjacent. Row (t, b) of a dense sequence
+// starts at t * step + b * row, that of a packed one at (offsets[t] + b) * row.
+struct Strides {
+  int64_t step = 0, row = 0;
+};
+
+struct Weights {              // of one direction; null: absent
+  const void* w_ih = nullptr;  // [G*H,I]
+  const void* w_hh = nullptr;  // [G*H,O]
+  const void* b_ih = nullptr;  // [G*H]
+  const void* b_hh = nullptr;  // [G*H]
+  const void* w_hr = nullptr;  // [P,H]
+};
+
+struct WeightGradients {  // of one direction, each overwritten; null: not computed
+  void* w_ih = nullptr;
+  void* w_hh = nullptr;
+  void* b_ih = nullptr;
+  void* b_hh = nullptr;
+  void* w_hr = nullptr;
+};
+
+struct ForwardBuffers {
+  const void* x = nullptr;  // [T,B,I] by strides, or [N,I]
+  Strides x_strides;
+  const int64_t* offsets = nullptr;  // [T+1], ragged only: rows before step t; B = offsets[1]
+  const void* h0 = nullptr;          // [D,B,O], null: zeros
+  const void* c0 = nullptr;          // [D,B,H], null: zeros; LSTM
+  Weights weights[2];                // read only when `repack`
+  void* y = nullptr;                 // [T,B,D*O] by strides, or [N,D*O]; overwritten
+  Strides y_strides;
+  void* h_n = nullptr;        // [D,B,O]; overwritten
+  void* c_n = nullptr;        // [D,B,H]; overwritten; LSTM
+  void* reserve = nullptr;    // [D,T*B or N,saved,H]; overwritten when training
+  void* packed = nullptr;     // Sizes::packed bytes; overwritten when `repack`, else read
+  bool repack = true;         // false: `packed` holds these very weights from an earlier call
+  void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
+};
+
+struct BackwardBuffers {
+  const void* x = nullptr;  // as in forward
+  Strides x_strides;
+  const int64_t* offsets = nullptr;
+  const void* h0 = nullptr;
+  const void* c0 = nullptr;
+  Weights weights[2];
+  const void* y = nullptr;  // forward's output
+  Strides y_strides;
+  const void* reserve = nullptr;
+  const void* dy = nullptr;  // as y, null: zeros
+  Strides dy_strides;
+  const void* dh_n = nullptr;  // [D,B,O], null: zeros
+  const void* dc_n = nullptr;  // [D,B,H], null: zeros
+  void* dx = nullptr;          // as x; overwritten; null: not computed
+  Strides dx_strides;
+  void* dh0 = nullptr;  // [D,B,O]; overwritten; null: not computed
+  void* dc0 = nullptr;  // [D,B,H]; overwritten; null: not computed
+  WeightGradients gradients[2];
+  void* workspace = nullptr;  // Sizes::backward_workspace bytes; overwritten
+};
+
+struct Sizes {
+  size_t packed = 0;              // bytes
+  size_t workspace = 0;           // bytes
+  size_t backward_workspace = 0;  // bytes
+  int64_t saved = 0;              // values kept in the reserve for each step, row and unit
+};
+
+// These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
+Sizes sizes(const Problem& problem);
+void forward(const Problem& problem, const ForwardBuffers& buffers);
+void backward(const Problem& problem, const BackwardBuffers& buffers);
+
+struct CellInfo {
+  const char* name;
+  int gates, states, saved;
+};
+CellInfo cell_info(Cell cell);
+Cell cell_from_name(const std::string& name);
+
+// The instruction set in use: the best one the processor and the system support, or the one that
+// the environment variable FASTRNN_ISA names. Buffers packed under one must not be used under
+// another.
+const char* isa();
+std::vector<std::string> available_isas();
+void set_isa(const std::string& name);
+
+// A 128-bit hash of the content of some buffers: equal content, equal hash.
+struct Fingerprint {
+  uint64_t words[2];
+};
+Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t count);
+
+// What one thread of this machine can do, measured now: multiply-adds in GFLOP/s, and reading a
+// buffer of that many bytes again and again in GB/s.
+double fma_peak(Dtype dtype, double seconds);
+double read_bandwidth(void* buffer, size_t bytes, double seconds);
+
+const char* version();
+
+}  // namespace fastrnn

@@ -1,0 +1,52 @@
+// AVX2 with FMA: 16 registers of 32 bytes.
+#pragma once
+
+#include <immintrin.h>
+
+namespace fastrnn::FASTRNN_ISA {
+inline constexpr int kVectorBytes = 32;
+inline constexpr int kRegisters = 16;
+}  // namespace fastrnn::FASTRNN_ISA
+
+#include "vec_generic.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+FASTRNN_HD Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+FASTRNN_HD Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+FASTRNN_HD Native<float> native_fnma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm256_fnmadd_ps(a, b, c);
+}
+FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm256_fnmadd_pd(a, b, c);
+}
+template <class N>
+FASTRNN_HD N native_scale(N p, N n) {
+  return generic_scale(p, n);
+}
+
+// Element i is selected when i < n.
+FASTRNN_HD __m256i first_lanes(const float*, int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTRNN_HD __m256i first_lanes(const double*, int n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FASTRNN_HD Native<float> native_load(const float* p, int n) {
+  return _mm256_maskload_ps(p, first_lanes(p, n));
+}
+FASTRNN_HD Native<double> native_load(const double* p, int n) {
+  return _mm256_maskload_pd(p, first_lanes(p, n));
+}
+FASTRNN_HD void native_store(float* p, Native<float> v, int n) {
+  _mm256_maskstore_ps(p, first_lanes(p, n), v);
+}
+FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
+  _mm256_maskstore_pd(p, first_lanes(p, n), v);
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,47 @@
+// AVX-512 F, BW, DQ, VL: 32 registers of 64 bytes, masks, and an exact scale by 2^n.
+#pragma once
+
+#include <immintrin.h>
+
+namespace fastrnn::FASTRNN_ISA {
+inline constexpr int kVectorBytes = 64;
+inline constexpr int kRegisters = 32;
+}  // namespace fastrnn::FASTRNN_ISA
+
+#include "vec_generic.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+FASTRNN_HD Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+FASTRNN_HD Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+FASTRNN_HD Native<float> native_fnma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm512_fnmadd_ps(a, b, c);
+}
+FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm512_fnmadd_pd(a, b, c);
+}
+// The masked forms: the plain ones read an undefined register in GCC's headers, which it warns of.
+FASTRNN_HD Native<float> native_scale(Native<float> p, Native<float> n) {
+  return _mm512_maskz_scalef_ps(0xffff, p, n);
+}
+FASTRNN_HD Native<double> native_scale(Native<double> p, Native<double> n) {
+  return _mm512_maskz_scalef_pd(0xff, p, n);
+}
+FASTRNN_HD Native<float> native_load(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+FASTRNN_HD Native<double> native_load(const double* p, int n) {
+  return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+FASTRNN_HD void native_store(float* p, Native<float> v, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+}
+FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,83 @@
+// The parts of Vec that plain vector types express on any machine: bit tricks on the IEEE formats.
+// Each vec_<isa>.h includes this after defining kVectorBytes, and adds or overrides by intrinsics.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class T>
+struct Integer;
+template <>
+struct Integer<float> {
+  using type = uint32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+};
+template <>
+struct Integer<double> {
+  using type = uint64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+};
+
+template <class T>
+struct NativeType {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef typename Integer<T>::type bits __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Native = typename NativeType<T>::type;
+template <class T>
+using Bits = typename NativeType<T>::bits;
+
+template <class N>
+using ScalarOf = typename std::remove_reference<decltype(std::declval<N&>()[0])>::type;
+
+template <class N>
+FASTRNN_HD N native_abs(N x) {
+  using T = ScalarOf<N>;
+  constexpr auto sign = typename Integer<T>::type(1) << (8 * sizeof(T) - 1);
+  return (N)((Bits<T>)x & ~sign);
+}
+
+template <class N>
+FASTRNN_HD N native_copy_sign(N x, N sign_of) {
+  using T = ScalarOf<N>;
+  constexpr auto sign = typename Integer<T>::type(1) << (8 * sizeof(T) - 1);
+  return (N)((Bits<T>)x | ((Bits<T>)sign_of & sign));
+}
+
+// 2^n for integral n in the range of normal numbers.
+template <class N>
+FASTRNN_HD N native_power_of_two(N n) {
+  using T = ScalarOf<N>;
+  using I = Integer<T>;
+  // n + round leaves n in the low mantissa bits, without a float-to-integer conversion
+  constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
+  return (N)(((Bits<T>)(n + round) + I::kBias) << I::kMantissa);
+}
+
+// p * 2^n, n integral: in two halves, since 2^n alone may overflow.
+template <class N>
+FASTRNN_HD N generic_scale(N p, N n) {
+  using T = ScalarOf<N>;
+  using I = Integer<T>;
+  constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
+  const N half = (n * T(0.5) + round) - round;
+  return p * native_power_of_two(half) * native_power_of_two(n - half);
+}
+
+template <class T>
+FASTRNN_HD Native<T> generic_load(const T* p, int n) {
+  Native<T> r{};
+  for (int i = 0; i < n; ++i) r[i] = p[i];
+  return r;
+}
+
+template <class T>
+FASTRNN_HD void generic_store(T* p, Native<T> v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+
+}  // namespace fastrnn::FASTRNN_ISA
