@@ -147,11 +147,11 @@ class BackwardChain {
 
   void bind(const BackwardBuffers& b) {
     const Problem& p = *q_->p;
-    const auto at = [&](const void* base, int64_t n) {
-      return base ? static_cast<const T*>(base) + q_->direction * p.B * n : nullptr;
-    };
-    dh_n_ = at(b.dh_n, q_->O), dc_n_ = at(b.dc_n, p.H);
-    dh0_ = const_cast<T*>(at(b.dh0, q_->O)), dc0_ = const_cast<T*>(at(b.dc0, p.H));
+    const int64_t h = q_->direction * p.B * q_->O, c = q_->direction * p.B * p.H;
+    dh_n_ = b.dh_n ? static_cast<const T*>(b.dh_n) + h : nullptr;
+    dc_n_ = b.dc_n ? static_cast<const T*>(b.dc_n) + c : nullptr;
+    dh0_ = b.dh0 ? static_cast<T*>(b.dh0) + h : nullptr;
+    dc0_ = b.dc0 ? static_cast<T*>(b.dc0) + c : nullptr;
     const WeightGradients& g = b.gradients[q_->direction];
     keep_x_ = g.w_ih, keep_h_ = g.w_hh, keep_m_ = g.w_hr;
     options_.relu = p.activation == Activation::kRelu;
@@ -185,27 +185,23 @@ class BackwardChain {
       keep_rows(n, block.h, first, q_->O, [&](int64_t b) { return q_->previous_output(t, b); });
     // Rows whose first step, in the direction's own order, was `after` end here.
     const int64_t ended = dh0_ ? active(after) : carried;
-    recur(after, 0, ended, [&](int64_t p, int64_t r, const T* dh) {
-      if (r < n)
-        receive(t, r, p, dh, block);
-      else
-        store_dh0(r, p, dh);
+    recur(after, ended, [&](int64_t p, int64_t r, int count, const T* dh) {
+      const int alive = int(larger(smaller(count, n - r), 0));
+      receive(t, r, alive, p, dh, block);
+      store_dh0(r + alive, count - alive, p, dh + alive * w_->hh.columns(p) * W);
     });
     for (int64_t r = carried; r < n; ++r) start_row(t, r, block);
     if (q_->p->P) unproject(t, n, block);
   }
 
-  // Through W_hh: the gradient that the step at `t` sends to the output of the step before it.
+  // Through W_hh: the gradient that the step at `t` sends to the output of the step before it, for
+  // the first `rows` rows.
   template <class Receive>
-  void recur(int64_t t, int64_t begin, int64_t end, Receive&& take) {
-    if (end <= begin) return;
-    const Panels<T>& w = w_->hh;
-    const T* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_ + begin) * q_->ld_d +
+  void recur(int64_t t, int64_t rows, Receive&& take) {
+    if (rows <= 0) return;
+    const T* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
                  w_->kRec.first * q_->p->H;
-    product(w, 0, w.count(), t & 1, d, q_->ld_d, end - begin, Sums<T>{sums_, false},
-            [&](int64_t p, int64_t r, int count, const T* dh) {
-              for (int i = 0; i < count; ++i) take(p, begin + r + i, dh + i * w.columns(p) * W);
-            });
+    product(w_->hh, 0, w_->hh.count(), t & 1, d, q_->ld_d, rows, Sums<T>{sums_, false}, take);
   }
 
   // A row's last step: its output's gradient starts from dh_n.
@@ -215,23 +211,24 @@ class BackwardChain {
       const int64_t u = p * kMaxColumns * W, n = smaller(w.columns(p) * W, q_->O - u);
       fill_row(sums_, T(0), w.columns(p) * W);
       if (dh_n_) copy_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);
-      receive(t, r, p, sums_, block);
+      receive(t, r, 1, p, sums_, block);
     }
   }
 
-  // The recurrent part of dh for the units of panel p of one row has come.
-  void receive(int64_t t, int64_t r, int64_t p, const T* dh, BlockGradients<C, T>& block) {
-    const int64_t row = q_->row_in_block(t, begin_ + r);
-    const T* dy = q_->dy.data ? q_->dy.row(t, begin_ + r) : nullptr;
-    for (int c = 0; c < w_->hh.columns(p); ++c) {
-      const int64_t u = (p * kMaxColumns + c) * W;
-      const int n = int(smaller(W, q_->O - u));
-      V g = V::load(dh + c * W);
-      if (dy) g = g + V::load(dy + u, n);
-      if (q_->p->P)
-        g.store(block.projected + row * q_->ld_p + u, n);
-      else
-        differentiate(t, r, u, g, block);
+  // The recurrent part of dh for the units of panel p of some rows has come.
+  void receive(int64_t t, int64_t r, int count, int64_t p, const T* dh,
+               BlockGradients<C, T>& block) {
+    const int columns = w_->hh.columns(p);
+    if (!q_->p->P) return differentiate(t, r, count, p, columns, dh, true, block);
+    for (int i = 0; i < count; ++i) {
+      T* to = block.projected + q_->row_in_block(t, begin_ + r + i) * q_->ld_p;
+      for (int c = 0; c < columns; ++c, dh += W) {
+        const int64_t u = (p * kMaxColumns + c) * W;
+        const int n = int(smaller(W, q_->O - u));
+        V g = V::load(dh);
+        if (q_->dy.data) g = g + V::load(q_->dy.row(t, begin_ + r + i) + u, n);
+        g.store(to + u, n);
+      }
     }
   }
 
@@ -240,57 +237,70 @@ class BackwardChain {
     const int64_t first = q_->row_in_block(t, begin_), H = q_->p->H;
     product(w, 0, w.count(), false, block.projected + first * q_->ld_p, q_->ld_p, rows,
             Sums<T>{sums_, false}, [&](int64_t p, int64_t r, int count, const T* dm) {
-              for (int i = 0; i < count; ++i)
-                for (int c = 0; c < w.columns(p); ++c, dm += W)
-                  differentiate(t, r + i, (p * kMaxColumns + c) * W, V::load(dm), block);
+              differentiate(t, r, count, p, w.columns(p), dm, false, block);
             });
     if (keep_m_)
       keep_rows(rows, block.m, first, H,
                 [&](int64_t b) { return q_->saved_row(t, b) + C::kSaved * H; });
   }
 
-  // The cell's maths for the units [u, u + W) of one row; g is the gradient of its output.
-  void differentiate(int64_t t, int64_t r, int64_t u, V g, BlockGradients<C, T>& block) {
-    const int64_t b = begin_ + r, H = q_->p->H;
-    const int n = int(smaller(W, H - u));
-    const T* from = q_->saved_row(t, b) + u;
-    Arr<V, C::kSaved> saved;
-    for (int i = 0; i < C::kSaved; ++i) saved[i] = V::load(from + i * H, n);
-    Arr<V, C::kState> prev, ds;
-    if (C::kHoldsOutput) {
-      prev[0] = load_or_zero(q_->previous_output(t, b), u, n);
-      g = g + V::load(q_->ds[0] + b * q_->ld_state + u);
+  // The cell's maths for some rows and the units of one panel; g: gradients of the cell's output,
+  // `columns` vectors a row, to which dy is still to be added or not.
+  void differentiate(int64_t t, int64_t r, int count, int64_t p, int columns, const T* g,
+                     bool add_dy, BlockGradients<C, T>& block) {
+    const int64_t H = q_->p->H;
+    for (int64_t b = begin_ + r; b < begin_ + r + count; ++b) {
+      const T* dy = add_dy && q_->dy.data ? q_->dy.row(t, b) : nullptr;
+      const T* before = C::kHoldsOutput ? q_->previous_output(t, b) : nullptr;
+      const T* y = C::kReadsOutput ? q_->y.row(t, b) : nullptr;
+      const T* kept = q_->saved_row(t, b);
+      const T* states[C::kState];
+      for (int s = 1; s < C::kState; ++s) states[s] = q_->previous_state(s, t, b);
+      T* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
+      for (int c = 0; c < columns; ++c, g += W) {
+        const int64_t u = (p * kMaxColumns + c) * W;
+        const int n = int(smaller(W, H - u));
+        Arr<V, C::kSaved> saved;
+        Arr<V, C::kState> prev, ds;
+        for (int i = 0; i < C::kSaved; ++i) saved[i] = V::load(kept + i * H + u, n);
+        V dh = V::load(g);
+        if (dy) dh = dh + V::load(dy + u, n);
+        if (C::kHoldsOutput) {
+          prev[0] = load_or_zero(before, u, n);
+          dh = dh + V::load(q_->ds[0] + b * q_->ld_state + u);
+        }
+        for (int s = 1; s < C::kState; ++s) {
+          prev[s] = load_or_zero(states[s], u, n);
+          ds[s] = V::load(q_->ds[s] + b * q_->ld_state + u);
+        }
+        Arr<V, C::kD> d;
+        C::backward(saved, prev, y ? V::load(y + u, n) : V(0), options_, dh, ds, d);
+        for (int i = 0; i < C::kD; ++i) d[i].store(to + i * H + u, n);
+        for (int s = C::kHoldsOutput ? 0 : 1; s < C::kState; ++s)
+          ds[s].store(q_->ds[s] + b * q_->ld_state + u);
+      }
     }
-    for (int s = 1; s < C::kState; ++s) {
-      prev[s] = load_or_zero(q_->previous_state(s, t, b), u, n);
-      ds[s] = V::load(q_->ds[s] + b * q_->ld_state + u);
-    }
-    const V y = C::kReadsOutput ? V::load(q_->y.row(t, b) + u, n) : V(0);
-    Arr<V, C::kD> d;
-    C::backward(saved, prev, y, options_, g, ds, d);
-    T* to = block.d + q_->row_in_block(t, b) * q_->ld_d + u;
-    for (int i = 0; i < C::kD; ++i) d[i].store(to + i * H, n);
-    for (int s = C::kHoldsOutput ? 0 : 1; s < C::kState; ++s)
-      ds[s].store(q_->ds[s] + b * q_->ld_state + u);
   }
 
   static V load_or_zero(const T* row, int64_t u, int n) {
     return row ? V::load(row + u, n) : V(0);
   }
 
-  void store_dh0(int64_t r, int64_t p, const T* dh) {
-    const int64_t b = begin_ + r, u0 = p * kMaxColumns * W;
-    for (int c = 0; c < w_->hh.columns(p); ++c) {
-      const int64_t u = u0 + c * W;
-      V g = V::load(dh + c * W);
-      if (C::kHoldsOutput) g = g + V::load(q_->ds[0] + b * q_->ld_state + u);
-      g.store(dh0_ + b * q_->O + u, int(smaller(W, q_->O - u)));
-    }
+  void store_dh0(int64_t r, int count, int64_t p, const T* dh) {
+    for (int64_t b = begin_ + r; b < begin_ + r + count; ++b)
+      for (int c = 0; c < w_->hh.columns(p); ++c, dh += W) {
+        const int64_t u = (p * kMaxColumns + c) * W;
+        V g = V::load(dh);
+        if (C::kHoldsOutput) g = g + V::load(q_->ds[0] + b * q_->ld_state + u);
+        g.store(dh0_ + b * q_->O + u, int(smaller(W, q_->O - u)));
+      }
   }
 
   void finish_sequence(int64_t t) {
     if (dh0_)
-      recur(t, 0, active(t), [&](int64_t p, int64_t r, const T* dh) { store_dh0(r, p, dh); });
+      recur(t, active(t), [&](int64_t p, int64_t r, int count, const T* dh) {
+        store_dh0(r, count, p, dh);
+      });
     if (dc0_)
       for (int64_t b = begin_; b < end_; ++b)
         copy_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);

@@ -137,8 +137,7 @@ class ForwardChain {
     const int64_t wx_row = start_[step_in_block];
     product(w_->hh, 0, w_->hh.count(), s & 1, operand, ld_operand_, n, Sums<T>{sums_, false},
             [&](int64_t p, int64_t r, int count, const T* rh) {
-              for (int i = 0; i < count; ++i)
-                finish(t, r + i, p, wx_row + r + i, rh + i * w_->hh.columns(p) * W, operand, next);
+              finish(t, r, count, p, wx_row, rh, operand, next);
             });
     if (p_->P) project(t, n, next);
     const int64_t still = s + 1 < p_->T ? active(time_.time(s + 1)) : 0;
@@ -146,39 +145,43 @@ class ForwardChain {
       copy_row(h_n_ + (begin_ + r) * O_, next + r * ld_operand_, O_);
   }
 
-  // The cell's maths for one row and the blocks of units of one panel.
-  void finish(int64_t t, int64_t r, int64_t p, int64_t wx_row, const T* rh, const T* operand,
-              T* next) {
+  // The cell's maths for the rows [r, r + count) and the blocks of units of one panel.
+  void finish(int64_t t, int64_t r, int count, int64_t p, int64_t wx_row, const T* rh,
+              const T* operand, T* next) {
     constexpr int G = C::kWx;
     const Panels<T>& w = w_->hh;
     const int columns = w.columns(p);
-    const T* wx = wx_ + p * block_rows_ * w.columns() * W + wx_row * columns * W;
+    const T* wx = wx_ + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
+    T* y = p_->P ? nullptr : y_.row(t, begin_ + r);
+    T* kept = reserve_ ? reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;
     for (int c = 0; c < columns; c += G) {
       const int64_t u = (p * w.blocks_per_panel() + c / G) * W;
       const int n = int(smaller(W, p_->H - u));
-      typename C::template In<V> in;
-      for (int g = 0; g < G; ++g) {
-        in.wx[g] = V::load(wx + (c + g) * W);
-        in.rh[g] = V::load(rh + (c + g) * W);
+      for (int i = 0; i < count; ++i) {
+        const int64_t tile = (i * columns + c) * W, state = (r + i) * ld_state_ + u;
+        typename C::template In<V> in;
+        for (int g = 0; g < G; ++g) {
+          in.wx[g] = V::load(wx + tile + g * W);
+          in.rh[g] = V::load(rh + tile + g * W);
+        }
+        if (C::kHoldsOutput) in.prev[0] = V::load(operand + (r + i) * ld_operand_ + u);
+        for (int s = 1; s < C::kState; ++s) in.prev[s] = V::load(state_[s] + state);
+        Arr<V, C::kState> out;
+        Arr<V, C::kSaved> saved;
+        C::forward(in, options_, out, saved);
+        for (int s = 1; s < C::kState; ++s) out[s].store(state_[s] + state);
+        if (p_->P) {
+          out[0].store(unprojected_ + state);
+        } else {
+          out[0].store(next + (r + i) * ld_operand_ + u);
+          out[0].store(y + i * y_.strides.row + u, n);
+        }
+        if (kept) save(kept + i * saved_ * p_->H + u, n, saved, out[0]);
       }
-      if (C::kHoldsOutput) in.prev[0] = V::load(operand + r * ld_operand_ + u);
-      for (int s = 1; s < C::kState; ++s) in.prev[s] = V::load(state_[s] + r * ld_state_ + u);
-      Arr<V, C::kState> out;
-      Arr<V, C::kSaved> saved;
-      C::forward(in, options_, out, saved);
-      for (int s = 1; s < C::kState; ++s) out[s].store(state_[s] + r * ld_state_ + u);
-      if (p_->P) {
-        out[0].store(unprojected_ + r * ld_state_ + u);
-      } else {
-        out[0].store(next + r * ld_operand_ + u);
-        out[0].store(y_.row(t, begin_ + r) + u, n);
-      }
-      if (reserve_) save(t, r, u, n, saved, out[0]);
     }
   }
 
-  void save(int64_t t, int64_t r, int64_t u, int n, const Arr<V, C::kSaved>& saved, V output) {
-    T* to = reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H + u;
+  void save(T* to, int n, const Arr<V, C::kSaved>& saved, V output) {
     for (int i = 0; i < C::kSaved; ++i) saved[i].store(to + i * p_->H, n);
     if (p_->P) output.store(to + C::kSaved * p_->H, n);
   }

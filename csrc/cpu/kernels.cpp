@@ -14,12 +14,30 @@ constexpr CellKernels cell_kernels() {
           sequence_backward<C, T>};
 }
 
+template <class T>
+void map_values(Function f, const T* x, T* y, int64_t n) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < n; i += V::kWidth) {
+    const int count = int(smaller(V::kWidth, n - i));
+    const V v = V::load(x + i, count);
+    (f == Function::kSigmoid ? sigmoid(v) : tanh(v)).store(y + i, count);
+  }
+}
+
+void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
+  if (dtype == Dtype::kFloat32)
+    map_values(f, static_cast<const float*>(x), static_cast<float*>(y), n);
+  else
+    map_values(f, static_cast<const double*>(x), static_cast<double*>(y), n);
+}
+
 const Kernels& kernels() {
 #define FASTRNN_ENTRY(type, id, name) {cell_kernels<type, float>(), cell_kernels<type, double>()},
 #define FASTRNN_INFO(type, id, name) {name, type::kWx, type::kState, type::kSaved},
   static constexpr Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
                                   {FASTRNN_CELLS(FASTRNN_INFO)},
                                   hash_buffers,
+                                  map,
                                   measure_fma_peak,
                                   measure_read_bandwidth};
 #undef FASTRNN_ENTRY

@@ -12,12 +12,16 @@ struct CellKernels {
   void (*backward)(const Problem&, const BackwardBuffers&);
 };
 
+// For tests of the vector functions: y[i] = f(x[i]).
+enum class Function { kSigmoid, kTanh };
+
 constexpr int kCells = 3, kDtypes = 2;
 
 struct Kernels {
   CellKernels cells[kCells][kDtypes];
   CellInfo info[kCells];
   Fingerprint (*fingerprint)(const void* const* pointers, const size_t* bytes, size_t count);
+  void (*map)(Function, Dtype, const void* x, void* y, int64_t n);
   double (*fma_peak)(Dtype, double seconds);
   double (*read_bandwidth)(void* buffer, size_t bytes, double seconds);
 };

@@ -92,9 +92,7 @@ template <class T>
 FASTRNN_HD Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
   constexpr T limit = ExpCoefficients<T>::sigmoid_limit;
-  Native<T> t = -x.v;
-  t = t > limit ? Native<T>{} + limit : t;
-  t = t < -limit ? Native<T>{} - limit : t;
+  const Native<T> t = native_max(V(-limit).v, native_min(V(limit).v, -x.v));
   V n;
   const V p = reduced_expm1<T>(t, n) + V(1);
   return V(1) / (V(1) + V(native_scale(p.v, n.v)));
@@ -106,10 +104,8 @@ FASTRNN_HD Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
   constexpr T limit = ExpCoefficients<T>::tanh_limit;
   const Native<T> magnitude = native_abs(x.v);
-  Native<T> t = magnitude + magnitude;
-  t = t > limit ? Native<T>{} + limit : t;
   V n;
-  const V p = reduced_expm1<T>(t, n);
+  const V p = reduced_expm1<T>(native_min(V(limit).v, magnitude + magnitude), n);
   const V s = native_power_of_two(n.v);
   const V e = fma(s, p, s - V(1));
   return native_copy_sign((e / (e + V(2))).v, x.v);

@@ -24,6 +24,22 @@ FASTRNN_HD Native<float> native_fnma(Native<float> a, Native<float> b, Native<fl
 FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native<double> c) {
   return _mm256_fnmadd_pd(a, b, c);
 }
+FASTRNN_HD Native<float> native_min(Native<float> a, Native<float> b) {
+  return _mm256_min_ps(a, b);
+}
+FASTRNN_HD Native<double> native_min(Native<double> a, Native<double> b) {
+  return _mm256_min_pd(a, b);
+}
+FASTRNN_HD Native<float> native_max(Native<float> a, Native<float> b) {
+  return _mm256_max_ps(a, b);
+}
+FASTRNN_HD Native<double> native_max(Native<double> a, Native<double> b) {
+  return _mm256_max_pd(a, b);
+}
+template <class N>
+FASTRNN_HD N native_power_of_two(N n) {
+  return generic_power_of_two(n);
+}
 template <class N>
 FASTRNN_HD N native_scale(N p, N n) {
   return generic_scale(p, n);

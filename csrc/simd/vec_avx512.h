@@ -24,12 +24,29 @@ FASTRNN_HD Native<float> native_fnma(Native<float> a, Native<float> b, Native<fl
 FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native<double> c) {
   return _mm512_fnmadd_pd(a, b, c);
 }
-// The masked forms: the plain ones read an undefined register in GCC's headers, which it warns of.
+// Masked forms with all lanes on: the plain ones read an undefined register in GCC's headers, which
+// it warns of.
+FASTRNN_HD Native<float> native_min(Native<float> a, Native<float> b) {
+  return _mm512_maskz_min_ps(0xffff, a, b);
+}
+FASTRNN_HD Native<double> native_min(Native<double> a, Native<double> b) {
+  return _mm512_maskz_min_pd(0xff, a, b);
+}
+FASTRNN_HD Native<float> native_max(Native<float> a, Native<float> b) {
+  return _mm512_maskz_max_ps(0xffff, a, b);
+}
+FASTRNN_HD Native<double> native_max(Native<double> a, Native<double> b) {
+  return _mm512_maskz_max_pd(0xff, a, b);
+}
 FASTRNN_HD Native<float> native_scale(Native<float> p, Native<float> n) {
   return _mm512_maskz_scalef_ps(0xffff, p, n);
 }
 FASTRNN_HD Native<double> native_scale(Native<double> p, Native<double> n) {
   return _mm512_maskz_scalef_pd(0xff, p, n);
+}
+template <class N>
+FASTRNN_HD N native_power_of_two(N n) {
+  return native_scale(N{} + 1, n);
 }
 FASTRNN_HD Native<float> native_load(const float* p, int n) {
   return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);

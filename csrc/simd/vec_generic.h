@@ -48,9 +48,19 @@ FASTRNN_HD N native_copy_sign(N x, N sign_of) {
   return (N)((Bits<T>)x | ((Bits<T>)sign_of & sign));
 }
 
+// NaN in b comes out; the ISAs' own instructions do the same.
+template <class N>
+FASTRNN_HD N generic_min(N a, N b) {
+  return a < b ? a : b;
+}
+template <class N>
+FASTRNN_HD N generic_max(N a, N b) {
+  return a > b ? a : b;
+}
+
 // 2^n for integral n in the range of normal numbers.
 template <class N>
-FASTRNN_HD N native_power_of_two(N n) {
+FASTRNN_HD N generic_power_of_two(N n) {
   using T = ScalarOf<N>;
   using I = Integer<T>;
   // n + round leaves n in the low mantissa bits, without a float-to-integer conversion
@@ -65,7 +75,7 @@ FASTRNN_HD N generic_scale(N p, N n) {
   using I = Integer<T>;
   constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
   const N half = (n * T(0.5) + round) - round;
-  return p * native_power_of_two(half) * native_power_of_two(n - half);
+  return p * generic_power_of_two(half) * generic_power_of_two(n - half);
 }
 
 template <class T>

@@ -25,6 +25,18 @@ FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native
   return (Native<double>)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 template <class N>
+FASTRNN_HD N native_min(N a, N b) {
+  return generic_min(a, b);
+}
+template <class N>
+FASTRNN_HD N native_max(N a, N b) {
+  return generic_max(a, b);
+}
+template <class N>
+FASTRNN_HD N native_power_of_two(N n) {
+  return generic_power_of_two(n);
+}
+template <class N>
 FASTRNN_HD N native_scale(N p, N n) {
   return generic_scale(p, n);
 }
