@@ -100,7 +100,7 @@ struct BackwardRows {
 
   int64_t columns_size(int64_t n) const {
     constexpr int W = Vec<T>::kWidth;
-    return round_up(n, W * kMaxColumns) * max_rows + kPrefetch / int64_t(sizeof(T));
+    return round_up(n, W * kMaxColumns) * max_rows;
   }
   int64_t block_count() const { return (p->T + block_steps - 1) / block_steps; }
   int64_t block_of(int64_t t) const { return t / block_steps; }

@@ -1,32 +1,40 @@
 // Weights into panels (see product.h), for the products of the forward and of the backward pass.
 #pragma once
 
+#include "../simd/transpose.h"
 #include "product.h"
 #include "rows.h"
 
 namespace fastrnn::FASTRNN_ISA {
+
+// One vector of columns of a panel: `lanes` rows of w, `ld` long, become lanes; the rest is zero.
+template <class T>
+void pack_lanes(const T* w, int64_t ld, int lanes, T* to, int64_t to_row) {
+  constexpr int W = Vec<T>::kWidth;
+  int64_t k = 0;
+  if (lanes == W)
+    for (; k + W <= ld; k += W) {
+      // Many rows are read side by side, more streams than processors recognise by themselves.
+      for (int lane = 0; lane < W; ++lane) __builtin_prefetch(w + lane * ld + k + 8 * W);
+      transpose_block(w + k, ld, to + k * to_row, to_row);
+    }
+  for (; k < ld; ++k)
+    for (int lane = 0; lane < W; ++lane) to[k * to_row + lane] = lane < lanes ? w[lane * ld + k] : T(0);
+}
 
 // One panel of the product with w transposed: column (g, u) is row g * units + u of w, [G*units,k].
 template <class T>
 void pack_rows_panel(const Panels<T>& to, int64_t p, const T* w, const T* bias) {
   constexpr int W = Vec<T>::kWidth;
   const int columns = to.columns(p);
-  T* panel = to.panel(p);
   for (int c = 0; c < columns; ++c) {
     const int64_t unit = (p * to.blocks_per_panel() + c / to.gates) * W;
     const int64_t first = c % to.gates * to.units + unit;
-    const int n = int(smaller(W, to.units - unit));
-    T* column = panel + c * W;
-    for (int lane = 0; lane < W; ++lane) column[lane] = bias && lane < n ? bias[first + lane] : T(0);
-    column += columns * W;
-    // Blocks of k: a block's destination lines stay in L1 while all lanes are written.
-    for (int64_t k0 = 0; k0 < to.k; k0 += 16) {
-      const int64_t k1 = smaller(k0 + 16, to.k);
-      for (int lane = 0; lane < W; ++lane) {
-        const T* row = w + (first + lane) * to.k;
-        for (int64_t k = k0; k < k1; ++k) column[k * columns * W + lane] = lane < n ? row[k] : T(0);
-      }
-    }
+    const int lanes = int(smaller(W, to.units - unit));
+    T* column = to.panel(p) + c * W;
+    for (int lane = 0; lane < W; ++lane)
+      column[lane] = bias && lane < lanes ? bias[first + lane] : T(0);
+    pack_lanes(w + first * to.k, to.k, lanes, column + columns * W, columns * W);
   }
 }
 

@@ -23,9 +23,6 @@ constexpr int max_tile_rows(int columns) {
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 constexpr int kMaxTileRows = 12;
 
-// How far ahead of the multiply-adds a panel is prefetched, in bytes.
-constexpr int kPrefetch = 2048;
-
 // out[r][c] = init[r][c] + sum over k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
 // a[r * lda + k], or a[k * R + r] where A was packed.
 template <class T, int R, int C, bool kPackedA>
@@ -41,10 +38,7 @@ void tile_product(int64_t k, const T* a, int64_t lda, const T* panel, const T* i
   for (; k > 0; --k) {
     V w[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      w[c] = V::load(panel + c * W);
-      __builtin_prefetch(reinterpret_cast<const char*>(panel + c * W) + kPrefetch);
-    }
+    for (int c = 0; c < C; ++c) w[c] = V::load(panel + c * W);
     panel += C * W;
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
@@ -106,11 +100,7 @@ void pair_product(int64_t k, const T* a, int64_t lda, const T* panel, int64_t pa
     for (int p = 0; p < 2; ++p) {
       V w[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        const T* address = panel + p * panel_stride + c * W;
-        w[c] = V::load(address);
-        __builtin_prefetch(reinterpret_cast<const char*>(address) + kPrefetch);
-      }
+      for (int c = 0; c < C; ++c) w[c] = V::load(panel + p * panel_stride + c * W);
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
         const V x(a[r * lda]);
@@ -172,7 +162,7 @@ struct Panels {
   }
   int64_t stride() const { return (k + 1) * columns() * W; }  // elements
   T* panel(int64_t p) const { return data + p * stride(); }
-  int64_t size() const { return count() * stride() + kPrefetch / int64_t(sizeof(T)); }
+  int64_t size() const { return count() * stride(); }
 };
 
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
