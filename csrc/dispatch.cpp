@@ -98,6 +98,50 @@ void backward(const Problem& problem, const BackwardBuffers& buffers) {
   kernels_for(problem).backward(problem, b);
 }
 
+struct Stream::Implementation {
+  Problem problem;
+  int layers;
+  StreamKernels kernels;
+  std::vector<char> memory;
+  void* state;
+};
+
+Stream::Stream(const Problem& problem, int layers) : self_(nullptr) {
+  Problem p;
+  p.cell = problem.cell, p.dtype = problem.dtype, p.activation = problem.activation;
+  p.B = problem.B, p.I = problem.I, p.H = problem.H, p.P = problem.P, p.bias = problem.bias;
+  check_problem(p);
+  FASTRNN_CHECK(problem.directions == 1 && !problem.reverse,
+                "directions must be 1: a stream does not know the future");
+  FASTRNN_CHECK(p.B >= 1, "B must be at least 1, got " << p.B);
+  FASTRNN_CHECK(layers >= 1, "layers must be at least 1, got " << layers);
+  const StreamKernels& kernels = kernels_for(p).stream;
+  size_t bytes = 0;
+  kernels.create(p, layers, nullptr, bytes);
+  self_ = new Implementation{p, layers, kernels, std::vector<char>(bytes), nullptr};
+  self_->state = kernels.create(p, layers, self_->memory.data(), bytes);
+  kernels.set_state(self_->state, nullptr, nullptr);
+}
+
+Stream::~Stream() { delete self_; }
+
+void Stream::load(const Weights* weights) {
+  std::vector<Weights> used(weights, weights + self_->layers);
+  for (Weights& w : used) {
+    check_weights(self_->problem, &w);
+    w = used_weights(self_->problem, w);
+  }
+  self_->kernels.load(self_->state, used.data());
+}
+
+void Stream::step(const void* x, int64_t x_row, void* y, int64_t y_row) {
+  self_->kernels.step(self_->state, x, x_row, y, y_row);
+}
+
+void Stream::set_state(const void* h, const void* c) { self_->kernels.set_state(self_->state, h, c); }
+
+void Stream::get_state(void* h, void* c) const { self_->kernels.get_state(self_->state, h, c); }
+
 CellInfo cell_info(Cell cell) { return current_isa().kernels->info[int(cell)]; }
 
 Cell cell_from_name(const std::string& name) {

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+
 #include "../check.h"
 #include <fastrnn/fastrnn.h>
 
@@ -102,6 +104,19 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
   fr::backward(sized.problem, b);
 }
 
+std::unique_ptr<fr::Stream> make_stream(const SizedProblem& sized, int layers) {
+  return std::make_unique<fr::Stream>(sized.problem, layers);
+}
+
+void load_stream(fr::Stream& stream, const std::vector<Pointer>& from) {
+  std::vector<fr::Weights> weights;
+  for (size_t i = 0; i + kPerDirection <= from.size(); i += kPerDirection) {
+    const Pointer* w = from.data() + i;
+    weights.push_back({at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])});
+  }
+  stream.load(weights.data());
+}
+
 py::bytes fingerprint(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
   FASTRNN_CHECK(pointers.size() == bytes.size(), "pointers and sizes must be equally many");
   std::vector<const void*> buffers;
@@ -148,6 +163,14 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("backward_workspace_bytes",
                              [](const SizedProblem& p) { return p.sizes.backward_workspace; })
       .def_property_readonly("saved", [](const SizedProblem& p) { return p.sizes.saved; });
+  // The GIL stays locked in step(): releasing it takes as long as a small step.
+  py::class_<fr::Stream>(m, "Stream")
+      .def(py::init(&make_stream), py::arg("problem"), py::arg("layers"))
+      .def("load", &load_stream)
+      .def("step", [](fr::Stream& s, Pointer x, int64_t x_row, Pointer y,
+                      int64_t y_row) { s.step(at(x), x_row, at(y), y_row); })
+      .def("set_state", [](fr::Stream& s, Pointer h, Pointer c) { s.set_state(at(h), at(c)); })
+      .def("get_state", [](const fr::Stream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("fingerprint", &fingerprint);

@@ -83,6 +83,30 @@ class ForwardChain {
     options_.relu = p_->activation == Activation::kRelu;
   }
 
+  // For a stream, in place of bind() and run_block(): step s, by itself, of a sequence without end.
+  void step_alone(const T* x, int64_t x_row, T* y, int64_t y_row, int64_t s) {
+    x_ = {x, nullptr, {0, x_row}};
+    y_ = {y, nullptr, {0, y_row}};
+    multiply_inputs(0, 1);
+    step(s, 0);
+  }
+
+  void set_state(const T* h, const T* c) {
+    time_ = {INT64_MAX, p_->B, nullptr, false};
+    reserve_ = h_n_ = nullptr;
+    options_.relu = p_->activation == Activation::kRelu;
+    h0_ = h, c0_ = c;
+    load_initial_states();
+  }
+
+  // After `steps` steps.
+  void get_state(T* h, T* c, int64_t steps) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      copy_row(h + r * O_, operand_[steps & 1] + r * ld_operand_, O_);
+      if (C::kState > 1) copy_row(c + r * p_->H, state_[C::kState - 1] + r * ld_state_, p_->H);
+    }
+  }
+
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
   void run_block(int64_t block) {
@@ -140,6 +164,7 @@ class ForwardChain {
               finish(t, r, count, p, wx_row, rh, operand, next);
             });
     if (p_->P) project(t, n, next);
+    if (!h_n_) return;
     const int64_t still = s + 1 < p_->T ? active(time_.time(s + 1)) : 0;
     for (int64_t r = still; r < n; ++r)
       copy_row(h_n_ + (begin_ + r) * O_, next + r * ld_operand_, O_);

@@ -5,13 +5,18 @@
 #include "backward.h"
 #include "forward.h"
 #include "measure.h"
+#include "stream.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
 template <class C, class T>
 constexpr CellKernels cell_kernels() {
-  return {sequence_forward_sizes<C, T>, sequence_backward_sizes<C, T>, sequence_forward<C, T>,
-          sequence_backward<C, T>};
+  using S = StreamFunctions<C, T>;
+  return {sequence_forward_sizes<C, T>,
+          sequence_backward_sizes<C, T>,
+          sequence_forward<C, T>,
+          sequence_backward<C, T>,
+          {S::create, S::load, S::step, S::set_state, S::get_state}};
 }
 
 template <class T>

@@ -5,11 +5,21 @@
 
 namespace fastrnn {
 
+// A stack of layers in `memory`, or with null only the bytes that it takes.
+struct StreamKernels {
+  void* (*create)(const Problem&, int layers, void* memory, size_t& bytes);
+  void (*load)(void* stream, const Weights* weights);
+  void (*step)(void* stream, const void* x, int64_t x_row, void* y, int64_t y_row);
+  void (*set_state)(void* stream, const void* h, const void* c);
+  void (*get_state)(const void* stream, void* h, void* c);
+};
+
 struct CellKernels {
   void (*forward_sizes)(const Problem&, Sizes&);
   void (*backward_sizes)(const Problem&, Sizes&);
   void (*forward)(const Problem&, const ForwardBuffers&);
   void (*backward)(const Problem&, const BackwardBuffers&);
+  StreamKernels stream;
 };
 
 // For tests of the vector functions: y[i] = f(x[i]).

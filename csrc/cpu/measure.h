@@ -72,38 +72,60 @@ inline double measure_read_bandwidth(void* buffer, size_t bytes, double seconds)
   return best;
 }
 
-// Lanes of multiply-xor hashing, which compilers vectorise. A lane's step is a bijection of its
-// state for each word, so a single changed word always changes the hash.
-inline Fingerprint hash_buffers(const void* const* pointers, const size_t* bytes, size_t count) {
-  constexpr int kLanes = 32;
-  constexpr uint64_t kFactor = 0x9e3779b97f4a7c15u, kOther = 0xc2b2ae3d27d4eb4fu;
-  uint64_t lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = kOther * uint64_t(i + 1);
-  for (size_t b = 0; b < count; ++b) {
-    const char* p = static_cast<const char*>(pointers[b]);
-    size_t left = bytes[b];
-    uint64_t words[kLanes];
-    for (; left >= sizeof words; left -= sizeof words, p += sizeof words) {
-      __builtin_memcpy(words, p, sizeof words);
-      for (int i = 0; i < kLanes; ++i) {
-        lane[i] = (lane[i] ^ words[i]) * kFactor;
-        lane[i] ^= lane[i] >> 32;
+inline uint64_t mix(uint64_t x) {
+  x = (x ^ x >> 32) * 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 29) * 0xc2b2ae3d27d4eb4fu;
+  return x ^ x >> 32;
+}
+
+// Two sums in each lane of some registers: of every word and a product of its halves, and of the
+// first sum so far, so that places count. A changed word changes the first sum.
+struct HashLanes {
+  typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kVectors = 4, kWords = kVectors * kVectorBytes / 8;
+  Words key[kVectors], sum[kVectors] = {}, places[kVectors] = {};
+
+  HashLanes() {
+    for (int i = 0; i < kWords; ++i) key[i / (kWords / kVectors)][i % (kWords / kVectors)] = mix(i + 1);
+  }
+  uint64_t lane(const Words* of, int i) const {
+    return of[i / (kWords / kVectors)][i % (kWords / kVectors)];
+  }
+  // On a copy: the bytes at p might be the lanes themselves, for all that the compiler knows.
+  void add(const char* p, size_t blocks) {
+    HashLanes l = *this;
+    for (; blocks > 0; --blocks, p += sizeof sum) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        Words w;
+        __builtin_memcpy(&w, p + i * kVectorBytes, sizeof w);
+        const Words v = w ^ l.key[i];
+        l.sum[i] += (v & 0xffffffffu) * (v >> 32) + w;
+        l.places[i] += l.sum[i];
       }
     }
-    __builtin_memset(words, 0, sizeof words);
-    if (left) __builtin_memcpy(words, p, left);
-    words[kLanes - 1] ^= uint64_t(bytes[b]) * kOther;
-    for (int i = 0; i < kLanes; ++i) {
-      lane[i] = (lane[i] ^ words[i]) * kFactor;
-      lane[i] ^= lane[i] >> 29;
-    }
+    *this = l;
   }
-  Fingerprint f{{kFactor, kOther}};
-  for (int i = 0; i < kLanes; ++i)
-    for (uint64_t& w : f.words) {
-      w = (w ^ lane[i]) * (kFactor ^ uint64_t(&w - f.words) * 2);
-      w ^= w >> 32;
-    }
+};
+
+inline Fingerprint hash_buffers(const void* const* pointers, const size_t* bytes, size_t count) {
+  constexpr size_t kBlock = sizeof HashLanes::sum;
+  HashLanes lanes;
+  for (size_t b = 0; b < count; ++b) {
+    const char* p = static_cast<const char*>(pointers[b]);
+    lanes.add(p, bytes[b] / kBlock);
+    char rest[kBlock] = {};
+    const size_t left = bytes[b] % kBlock;
+    if (left) __builtin_memcpy(rest, p + bytes[b] - left, left);
+    lanes.add(rest, 1);
+    lanes.sum[0] += mix(bytes[b] + b);  // where a buffer ends counts too
+  }
+  Fingerprint f{{1, 2}};
+  for (int i = 0; i < HashLanes::kWords; ++i) {
+    const uint64_t sum = lanes.lane(lanes.sum, i), places = lanes.lane(lanes.places, i);
+    f.words[0] = mix(f.words[0] ^ sum) + places;
+    f.words[1] = mix(f.words[1] ^ places) + sum;
+  }
   return f;
 }
 

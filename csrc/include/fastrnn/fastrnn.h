@@ -106,6 +106,27 @@ Sizes sizes(const Problem& problem);
 void forward(const Problem& problem, const ForwardBuffers& buffers);
 void backward(const Problem& problem, const BackwardBuffers& buffers);
 
+// A stack of layers that takes one time step at a time, for serving and for real-time threads:
+// step() neither allocates nor locks. It keeps a packed copy of the weights, a snapshot. Not to be
+// used by two threads at once.
+class Stream {
+ public:
+  // Of the problem, cell, dtype, activation, B, I, H, P and bias count; I is the first layer's.
+  Stream(const Problem& problem, int layers);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  void load(const Weights* weights);                 // [layers]; before the first step
+  void step(const void* x, int64_t x_row, void* y, int64_t y_row);  // [B,I] to [B,O], by rows
+  void set_state(const void* h, const void* c);      // [layers,B,O], [layers,B,H]; null: zeros
+  void get_state(void* h, void* c) const;            // c is not read unless the cell is an LSTM
+
+ private:
+  struct Implementation;
+  Implementation* self_;
+};
+
 struct CellInfo {
   const char* name;
   int gates, states, saved;

@@ -1,0 +1,352 @@
+"""What the modules share: layers one on the other, kinds of input, initial states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _checks, _errors, _ops
+from ._autograd import needs_grad, recurrence
+from ._problem import Layer, Ragged, Stack, Weights, make_stack, make_step
+from .streaming import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .cells._spec import CellSpec
+
+Hidden = Tensor | tuple[Tensor, Tensor]
+"""h, or (h, c) of an LSTM."""
+
+
+def run_layers(
+    stack: Stack,
+    x: Tensor,
+    ragged: Ragged | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Weights],
+    batch_first: bool,
+    dropout: float,
+    cache: _ops.PackedCache | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run the layers one after the other, with dropout between them.
+
+    Returns:
+        y, h_n and, of an LSTM, c_n.
+    """
+    layers = stack.batch_first if batch_first else stack.time_major
+    count = len(layers)
+    if count == 1:
+        y, h_n, c_n = recurrence(layers[0], x, ragged, h0, c0, weights[0], cache)
+        assert h_n is not None
+        return y, h_n, c_n
+
+    batch = x.shape[0 if batch_first else 1] if ragged is None else ragged.B
+    if h0 is not None:
+        _checks.check_state_shape(layers[0], "h0", h0, batch, count)
+    if c0 is not None:
+        _checks.check_state_shape(layers[0], "c0", c0, batch, count)
+    recorded = needs_grad(x, h0, c0, [w for own in weights for w in own])
+    # torch.cat may use torch's own threads, which hang in a forked child: inference goes without.
+    finals = None if recorded else _ops.final_states(layers[0], x, batch, count)
+    parts = []
+    for layer, own in zip(layers, weights, strict=True):
+        at = slice(layer.index * stack.directions, (layer.index + 1) * stack.directions)
+        out = None if finals is None else (_part(finals[0], at), _part(finals[1], at))
+        y, h_n, c_n = recurrence(layer, x, ragged, _part(h0, at), _part(c0, at), own, cache, out)
+        parts.append((h_n, c_n))
+        x = torch.dropout(y, dropout, True) if dropout and layer is not layers[-1] else y
+    h_n, c_n = finals or (_joined(part) for part in zip(*parts, strict=True))
+    assert h_n is not None
+    return y, h_n, c_n
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if tensors else None
+
+
+def _part(tensor: Tensor | None, own: slice) -> Tensor | None:
+    return None if tensor is None else tensor[own]
+
+
+def _split(
+    owner: str, spec: CellSpec, hx: object, step: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return h0 and c0."""
+    if hx is None:
+        return None, None
+    if spec.states == 1:
+        if not isinstance(hx, Tensor):
+            raise _errors.not_a_tensor(owner, "hx", hx)
+        return hx, None
+    if (
+        not isinstance(hx, tuple | list)
+        or len(hx) != 2
+        or not isinstance(hx[0], Tensor)
+        or not isinstance(hx[1], Tensor)
+    ):
+        raise _errors.two_states(owner, hx, step)
+    return hx[0], hx[1]
+
+
+def run(
+    stack: Stack,
+    input: Tensor | PackedSequence,
+    hx: Hidden | None,
+    weights: Sequence[Weights],
+    batch_first: bool,
+    dropout: float,
+    cache: _ops.PackedCache | None = None,
+) -> tuple[Any, Any]:
+    """Run a module on whatever kind of input it was given.
+
+    Returns:
+        The output, of the kind of the input, and h_n or (h_n, c_n).
+    """
+    h0, c0 = _split(stack.owner, stack.spec, hx, step=False)
+    if isinstance(input, PackedSequence):
+        return _run_packed(stack, input, h0, c0, weights, dropout, cache)
+    if not isinstance(input, Tensor):
+        raise _errors.not_a_tensor(stack.owner, "input", input)
+    rank = input.dim()
+    if rank not in (2, 3):
+        raise _errors.rank(stack.owner, input, step=False)
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None and state.dim() != rank:
+            raise _errors.state_rank(stack.owner, name, rank, state)
+    if rank == 3:
+        y, h_n, c_n = run_layers(stack, input, None, h0, c0, weights, batch_first, dropout, cache)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    x = input.unsqueeze(1)
+    h0, c0 = _unsqueezed(h0, 1), _unsqueezed(c0, 1)
+    y, h_n, c_n = run_layers(stack, x, None, h0, c0, weights, False, dropout, cache)
+    h_n = h_n.squeeze(1)
+    return y.squeeze(1), h_n if c_n is None else (h_n, c_n.squeeze(1))
+
+
+def _unsqueezed(tensor: Tensor | None, dim: int) -> Tensor | None:
+    return None if tensor is None else tensor.unsqueeze(dim)
+
+
+def _run_packed(
+    stack: Stack,
+    input: PackedSequence,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Weights],
+    dropout: float,
+    cache: _ops.PackedCache | None,
+) -> tuple[PackedSequence, Any]:
+    x, batch_sizes, order, back = input
+    ragged = _checks.ragged(stack.owner, batch_sizes, x.shape[0])
+    if x.dim() == 2 and x.shape[0] > ragged.N:
+        x = x[: ragged.N]  # torch.nn does not look at rows beyond the batch sizes either
+    layers = stack.time_major
+    if h0 is not None:
+        _checks.check_state_shape(layers[0], "h0", h0, ragged.B, len(layers))
+        h0 = _permuted(h0, order)
+    if c0 is not None:
+        _checks.check_state_shape(layers[0], "c0", c0, ragged.B, len(layers))
+        c0 = _permuted(c0, order)
+    y, h_n, c_n = run_layers(stack, x, ragged, h0, c0, weights, False, dropout, cache)
+    output = PackedSequence(y, batch_sizes, order, back)
+    h_n = _permuted(h_n, back)
+    return output, h_n if c_n is None else (h_n, _permuted(c_n, back))
+
+
+def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
+def run_step(
+    layer: Layer,
+    input: Tensor,
+    hx: Hidden | None,
+    weights: Weights,
+    cache: _ops.PackedCache | None = None,
+) -> Hidden:
+    """Do a single time step.
+
+    Returns:
+        h, or (h, c) if the cell has two states.
+    """
+    h0, c0 = _split(layer.owner, layer.spec, hx, step=True)
+    if not isinstance(input, Tensor):
+        raise _errors.not_a_tensor(layer.owner, "input", input)
+    rank = input.dim()
+    if rank not in (1, 2):
+        raise _errors.rank(layer.owner, input, step=True)
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None and state.dim() != rank:
+            raise _errors.step_state_rank(layer.owner, name, rank, state)
+    if rank == 2:
+        h, _, c = recurrence(layer, input, None, h0, c0, weights, cache)
+        return h if c is None else (h, c)
+    h0, c0 = _unsqueezed(h0, 0), _unsqueezed(c0, 0)
+    h, _, c = recurrence(layer, input.unsqueeze(0), None, h0, c0, weights, cache)
+    h = h.squeeze(0)
+    return h if c is None else (h, c.squeeze(0))
+
+
+@dataclass(frozen=True)
+class _Runtime:
+    """What a module remembers from call to call; neither state_dict nor a copy has it."""
+
+    stack: Stack
+    cache: _ops.PackedCache
+
+
+class RNNBase(torch.nn.RNNBase):
+    """What RNN, LSTM and GRU share; parameters, their names and initial values are torch.nn's."""
+
+    _spec: ClassVar[CellSpec]
+    _owner: ClassVar[str]
+
+    def forward(self, input: Tensor | PackedSequence, hx: Hidden | None = None) -> tuple[Any, Any]:
+        """Run the layers over a batch of sequences.
+
+        Args:
+            input: (T, B, I), or (B, T, I) if ``batch_first``, or (T, I) without a batch, or a
+                PackedSequence.
+            hx: initial states as the class describes them, ``None`` for zeros.
+
+        Returns:
+            The output, of the kind of the input, and the final states, of the kind of ``hx``.
+
+        Raises:
+            ValueError: if the rank or the dtype of the input is wrong.
+            RuntimeError: if a shape, a device or the dtype of a state is wrong, or T is 0.
+            NotImplementedError: if there are no kernels for the dtype.
+            TypeError: if an argument is no tensor.
+        """
+        runtime = self.__dict__.get("_runtime") or self._prepare()
+        stack = runtime.stack
+        weights = [_read(self, layer.names) for layer in stack.time_major]
+        dropout = self.dropout if self.training else 0.0
+        return run(stack, input, hx, weights, self.batch_first, dropout, runtime.cache)
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Return an object that does one time step a call; see :class:`fastrnn.Stream`.
+
+        Args:
+            batch_size: sequences that are stepped together. Default: 1.
+        """
+        return Stream(self, batch_size)
+
+    def _stack(self) -> Stack:
+        runtime: _Runtime = self.__dict__.get("_runtime") or self._prepare()
+        return runtime.stack
+
+    def _weights(self) -> list[Weights]:
+        return [_read(self, layer.names) for layer in self._stack().time_major]
+
+    def _prepare(self) -> _Runtime:
+        spec = self._spec
+        stack = make_stack(
+            self._owner,
+            spec,
+            "relu" if self.mode == "RNN_RELU" else spec.activations[0],
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.bias,
+        )
+        runtime = self.__dict__["_runtime"] = _Runtime(stack, {})
+        return runtime
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.__dict__.pop("_runtime", None)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_runtime", None)
+        return state
+
+
+class RNNCellBase(torch.nn.RNNCellBase):
+    """What RNNCell, LSTMCell and GRUCell share; parameters and initial values are torch.nn's."""
+
+    _spec: ClassVar[CellSpec]
+    _owner: ClassVar[str]
+
+    def forward(self, input: Tensor, hx: Hidden | None = None) -> Any:
+        """Do one time step.
+
+        Args:
+            input: (B, I), or (I) without a batch.
+            hx: previous states as the class describes them, ``None`` for zeros.
+
+        Returns:
+            The new states, of the kind of ``hx``.
+
+        Raises:
+            ValueError: if the rank of the input or of a state is wrong.
+            RuntimeError: if a shape, a device or a dtype is wrong.
+            NotImplementedError: if there are no kernels for the dtype.
+            TypeError: if an argument is no tensor.
+        """
+        layer, cache = self.__dict__.get("_runtime") or self._prepare()
+        return run_step(layer, input, hx, _read(self, layer.names), cache)
+
+    def _activation(self) -> str:
+        return self._spec.activations[0]
+
+    def _prepare(self) -> tuple[Layer, _ops.PackedCache]:
+        layer = make_step(
+            self._owner,
+            self._spec,
+            self._activation(),
+            self.input_size,
+            self.hidden_size,
+            bool(self.bias),
+        )
+        runtime: tuple[Layer, _ops.PackedCache] = layer, {}
+        self.__dict__["_runtime"] = runtime
+        return runtime
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.__dict__.pop("_runtime", None)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_runtime", None)
+        return state
+
+
+def _read(module: torch.nn.Module, names: Sequence[str | None]) -> Weights:
+    """Return the weights as attribute access gives them, past Module.__getattr__, which is slow.
+
+    What parametrizations and functional_call put in a parameter's place is found this way too.
+    """
+    parameters = module._parameters
+    return [
+        None if n is None else parameters[n] if n in parameters else getattr(module, n)
+        for n in names
+    ]
+
+
+def refuse_projection(owner: str, unsupported: dict[str, Any]) -> None:
+    """Raise for keyword arguments that the class does not take.
+
+    Raises:
+        ValueError: if there is a ``proj_size``, which is only for LSTM.
+        TypeError: if there is any other.
+    """
+    if "proj_size" in unsupported:
+        raise ValueError(f"{owner}: proj_size is only supported by LSTM; leave it out")
+    for name in unsupported:
+        raise TypeError(f"{owner}.__init__() got an unexpected keyword argument {name!r}")

@@ -1,0 +1,285 @@
+"""Checks of tensors whose memory the engine will read: half of the gate that ``_ops`` is.
+
+The tests before each call of a function here are written out where they are needed, because a
+function call costs as much as three of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import _errors
+from ._problem import Layer, Ragged
+
+PLAIN = frozenset({Tensor, Parameter})
+"""Types whose memory is their own and where it seems to be."""
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def is_fake(owner: str, name: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor has a shape but no memory (meta, fake).
+
+    Raises:
+        TypeError: if it wraps another tensor.
+        RuntimeError: if it is on a device without kernels.
+    """
+    kind = type(tensor)
+    if kind in PLAIN or kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
+        fake = tensor.is_meta
+    else:
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        if not isinstance(tensor, FakeTensor):
+            raise _errors.subclass(owner, name, tensor)
+        fake = True
+    if tensor.device.type not in ("cpu", "meta"):
+        raise _errors.unsupported_device(owner, name, tensor)
+    return fake
+
+
+def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -> None:
+    """Check type, device and dtype of a state or weight against those of the input.
+
+    Raises:
+        TypeError: if it is no tensor, or one that wraps another, or a real one among fake ones.
+        RuntimeError: if device or dtype differ.
+        ValueError: if the dtype of the first weight differs, and this is no single step.
+    """
+    if not isinstance(tensor, Tensor):
+        raise _errors.not_a_tensor(layer.owner, name, tensor)
+    if tensor.device != x.device:
+        raise _errors.device(layer.owner, name, x, tensor)
+    if tensor.dtype is not x.dtype:
+        if name == layer.names[0]:
+            raise _errors.input_dtype(layer, x, tensor)
+        raise _errors.dtype(layer.owner, name, x, tensor)
+    if is_fake(layer.owner, name, tensor) is not fake:
+        raise _errors.subclass(layer.owner, name, x if fake else tensor)
+
+
+def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, int, tuple[int, ...]]:
+    """Check the input's type, device and shape.
+
+    Returns:
+        Whether it is fake, T, B, and the shape of y.
+
+    Raises:
+        TypeError: if it is no tensor, or one that wraps another.
+        RuntimeError: if its device, layout or shape are wrong, or T is 0.
+    """
+    if type(x) in PLAIN and x.is_cpu:
+        fake = False
+    elif isinstance(x, Tensor):
+        fake = is_fake(layer.owner, "input", x)
+    else:
+        raise _errors.not_a_tensor(layer.owner, "input", x)
+    if x.layout is not torch.strided:
+        raise _errors.unsupported_layout(layer.owner, "input", x)
+    shape, width = x.shape, layer.width
+    if len(shape) == 3 and not layer.step and ragged is None:
+        first, second, features = shape
+        T, B = (second, first) if layer.x_batch_first else (first, second)
+        y_shape: tuple[int, ...] = (B, T, width) if layer.y_batch_first else (T, B, width)
+    elif len(shape) == 2 and layer.step and ragged is None:
+        B, features = shape
+        T, y_shape = 1, (B, width)
+    elif len(shape) == 2 and ragged is not None and shape[0] == ragged.N:
+        T, B, features = ragged.T, ragged.B, shape[1]
+        y_shape = (ragged.N, width)
+    else:
+        raise _errors.input_shape(layer, ragged, x)
+    if features != layer.input_size:
+        raise _errors.input_shape(layer, ragged, x)
+    if T == 0:
+        raise _errors.no_steps(layer.owner)
+    return fake, T, B, y_shape
+
+
+def ragged(owner: str, batch_sizes: Tensor, rows: int) -> Ragged:
+    """Check the batch sizes of a packed batch of ``rows`` rows.
+
+    As in torch.nn, rows beyond their sum are left out, and so are steps of size zero at the end.
+
+    Raises:
+        RuntimeError: if they are no int64 vector on the CPU, if they grow or are negative, if their
+            sum exceeds the rows, or if there is no step.
+    """
+    if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
+        raise _errors.batch_sizes(owner, "be a torch.int64 vector on the CPU", batch_sizes)
+    T = batch_sizes.numel()
+    if T == 0:
+        raise _errors.no_steps(owner)
+    if not bool((batch_sizes[1:] <= batch_sizes[:-1]).all()) or int(batch_sizes[-1]) < 0:
+        raise _errors.batch_sizes(owner, "fall from step to step and not below 0", batch_sizes)
+    B = int(batch_sizes[0])
+    if int(batch_sizes[-1]) == 0:
+        T = int(torch.count_nonzero(batch_sizes))
+        if T == 0:
+            raise _errors.no_steps(owner)
+    offsets = torch.zeros(T + 1, dtype=torch.int64, device=batch_sizes.device)
+    torch.cumsum(batch_sizes[:T], 0, out=offsets[1:])
+    N = int(offsets[-1])
+    if rows < max(B, N):
+        raise _errors.batch_sizes(owner, f"sum to the number of rows, {rows}", N)
+    return Ragged(offsets, T, B, N)
+
+
+def check_state_shape(layer: Layer, name: str, state: Tensor, batch: int, count: int) -> None:
+    """Check an initial state of ``count`` layers against the batch.
+
+    Raises:
+        RuntimeError: if the shape is not (L*D, B, H), or (B, H) for a single step; a projected
+            state has P in place of H.
+    """
+    size = layer.output_size if name == "h0" else layer.hidden_size
+    expected: tuple[int, ...] = (count * layer.directions, batch, size)
+    if layer.step:
+        expected = expected[1:]
+    if state.shape != expected:
+        letter = "P" if name == "h0" and layer.proj_size else "H"
+        form = f"(B, {letter})" if layer.step else f"(L*D, B, {letter})"
+        raise _errors.shape(layer.owner, name, form, expected, state)
+
+
+def state(
+    layer: Layer, name: str, tensor: Tensor, x: Tensor, batch: int, fake: bool
+) -> tuple[int, Tensor]:
+    """Check an initial state; return its address and the tensor this belongs to."""
+    if fake or type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not x.dtype:
+        check_like(layer, name, tensor, x, fake)
+    check_state_shape(layer, name, tensor, batch, 1)
+    if fake:
+        return 0, tensor
+    tensor = dense(tensor)
+    return address(layer, name, tensor), tensor
+
+
+def weights(
+    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None], fake: bool
+) -> tuple[list[int], list[Tensor]]:
+    """Check the weights; return their addresses and the copies that some of these belong to."""
+    dtype = x.dtype
+    addresses = []
+    copies = []
+    # A lazily negated view (of a complex tensor) is contiguous only if it has a single value.
+    single = layer.hidden_size == 1
+    for weight, shape, name in zip(tensors, layer.shapes, layer.names):  # noqa: B905 (slow)
+        if name is None or shape is None:
+            addresses.append(0)
+            continue
+        if (
+            fake
+            or weight is None
+            or type(weight) not in PLAIN
+            or weight.dtype is not dtype
+            or not weight.is_cpu
+        ):
+            check_like(layer, name, weight, x, fake)
+            assert weight is not None
+        if weight.shape != shape:
+            raise _errors.weight_shape(layer, name, shape, weight)
+        if fake:
+            continue
+        if not weight.is_contiguous() or (single and weight.is_neg()):
+            weight = dense(weight)
+            copies.append(weight)
+        addresses.append(weight.data_ptr() or address(layer, name, weight))
+    if dtype not in DTYPES:
+        raise _errors.unsupported_dtype(layer.owner, dtype)
+    return addresses, copies
+
+
+def reserve_shape(layer: Layer, y_shape: tuple[int, ...], saved: int) -> tuple[int, ...]:
+    """Return the shape of what forward leaves for backward, (D, T*B or N, saved, H)."""
+    return (layer.directions, math.prod(y_shape[:-1]), saved, layer.hidden_size)
+
+
+def _alike(layer: Layer, name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Check what autograd or a hook on saved tensors has handed back."""
+    if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not x.dtype:
+        check_like(layer, name, tensor, x, False)
+    if tensor.shape != shape:
+        raise _errors.shape(layer.owner, name, "forward's", shape, tensor)
+
+
+def saved(
+    layer: Layer,
+    x: Tensor,
+    y_shape: tuple[int, ...],
+    count: int,
+    outputs: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, Tensor | None]:
+    """Check y and the reserve that forward left; return them with their values in order."""
+    y, reserve = outputs
+    _alike(layer, "the saved output", y, x, y_shape)
+    if reserve is not None:
+        _alike(layer, "the saved reserve", reserve, x, reserve_shape(layer, y_shape, count))
+        reserve = dense(reserve)
+    return dense(y), reserve
+
+
+def gradients(
+    layer: Layer,
+    x: Tensor,
+    batch: int,
+    y_shape: tuple[int, ...],
+    tensors: Sequence[Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Check the gradients of y, h_n and c_n; return them as the engine can read them."""
+    dy, dh_n, dc_n = tensors
+    lead = (batch,) if layer.step else (layer.directions, batch)
+    if dy is not None:
+        _alike(layer, "the gradient of the output", dy, x, y_shape)
+    if dh_n is not None:
+        _alike(layer, "the gradient of h_n", dh_n, x, (*lead, layer.output_size))
+        dh_n = dense(dh_n)
+    if dc_n is not None:
+        _alike(layer, "the gradient of c_n", dc_n, x, (*lead, layer.hidden_size))
+        dc_n = dense(dc_n)
+    return dy, dh_n, dc_n
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory does not hold its values in order."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.contiguous().resolve_neg()
+
+
+def rows(
+    layer: Layer, name: str, tensor: Tensor, batch_first: bool
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Find the rows of x, y or a gradient of these; the features of a row must be adjacent.
+
+    Returns:
+        The tensor, or a copy if need be; and its address with the elements from one step to the
+        next and from one row to the next.
+    """
+    stride = tensor.stride()
+    if (stride[-1] != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        tensor = tensor.contiguous().resolve_neg()
+        stride = tensor.stride()
+    at = tensor.data_ptr() or address(layer, name, tensor)
+    if len(stride) == 2:
+        return tensor, (at, 0, stride[0])
+    if batch_first:
+        return tensor, (at, stride[1], stride[0])
+    return tensor, (at, stride[0], stride[1])
+
+
+def address(layer: Layer, name: str, tensor: Tensor) -> int:
+    """Return where the tensor's values are.
+
+    Raises:
+        RuntimeError: if it has values but no memory.
+    """
+    found = tensor.data_ptr()
+    if not found and tensor.numel():
+        raise _errors.freed(layer.owner, name)
+    return found

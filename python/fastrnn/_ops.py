@@ -1,0 +1,425 @@
+"""The one gate to the compiled module: checks, allocation, and nothing else.
+
+Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
+dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import _checks, _errors
+from ._problem import Layer, Ragged
+
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
+        f"`pip install .` rather than import its source folder ({error})"
+    ) from error
+
+FinalStates = tuple[Tensor | None, Tensor | None]
+"""h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
+
+Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state), reserve."""
+
+PackedCache = dict[int, tuple[object, Tensor]]
+"""By the index of a layer: what its weights were when they were packed, and the packed copy.
+
+An entry is never written to again, only replaced: another thread may be reading it.
+"""
+
+KEPT_SCRATCH = 1 << 20
+"""Bytes of scratch memory that a thread keeps for its next call."""
+
+_CPU = torch.device("cpu")
+
+
+class _StreamLike(Protocol):
+    batch_size: int
+    dtype: torch.dtype
+
+
+def version() -> str:
+    """Return the version of the compiled module."""
+    return _core.version()
+
+
+def isa() -> str:
+    """Return the name of the instruction set in use."""
+    return _core.isa()
+
+
+def available_isas() -> list[str]:
+    """Return the names of the instruction sets that this machine can run."""
+    return _core.available_isas()
+
+
+def set_isa(name: str) -> None:
+    """Use another instruction set from the next call on.
+
+    Args:
+        name: one of ``available_isas()``.
+
+    Raises:
+        ValueError: if the machine or the build does not have it.
+    """
+    _core.set_isa(name)
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _aligned(size: int) -> int:
+    """Round up to whole cache lines, at least one: the engine takes no null pointer for memory."""
+    return max((size + 63) & ~63, 64)
+
+
+class _Plan:
+    """A problem and the sizes of its buffers in bytes."""
+
+    __slots__ = (
+        "backward_workspace",
+        "packed",
+        "packing",
+        "problem",
+        "saved",
+        "weights",
+        "workspace",
+    )
+
+    def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
+        self.problem = problem
+        self.packed = _aligned(problem.packed_bytes)
+        self.packing = (isa, dtype, self.packed)
+        self.workspace = _aligned(problem.workspace_bytes)
+        self.backward_workspace = _aligned(problem.backward_workspace_bytes)
+        self.saved = problem.saved
+        self.weights = [0 if s is None else math.prod(s) * dtype.itemsize for s in layer.shapes]
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    layer: Layer,
+    dtype: torch.dtype,
+    T: int,
+    B: int,
+    ragged: bool,
+    training: bool,
+    threads: int,
+    isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
+) -> _Plan:
+    problem = _core.Problem(
+        cell=layer.spec.name,
+        dtype=_checks.DTYPES[dtype],
+        activation=layer.activation,
+        T=T,
+        B=B,
+        I=layer.input_size,
+        H=layer.hidden_size,
+        P=layer.proj_size,
+        directions=layer.directions,
+        reverse=False,
+        bias=layer.bias,
+        ragged=ragged,
+        training=training,
+        threads=threads,
+    )
+    return _Plan(problem, layer, dtype, isa)
+
+
+@functools.lru_cache(maxsize=1024)
+def _saved(layer: Layer) -> int:
+    """Return how many values per unit, row and step backward needs: the same for all sizes."""
+    return _plan(layer, torch.float32, 1, 1, False, True, 1, _core.isa()).saved
+
+
+class _Scratch(threading.local):
+    """Memory that a thread needs during a call, kept for its next one: allocating takes time."""
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.address = 0
+        self.size = 0
+
+    def take(self, size: int) -> tuple[int, Tensor | None]:
+        """Return the address of ``size`` bytes, and what must live as long as they are used."""
+        if size <= min(self.size, KEPT_SCRATCH):
+            return self.address, self.buffer
+        buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
+        address = buffer.data_ptr()
+        if size <= KEPT_SCRATCH:
+            self.buffer, self.address, self.size = buffer, address, size
+        return address, buffer
+
+
+_scratch = _Scratch()
+
+
+def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
+    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
+    if layer.step:
+        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
+    slots = count * layer.directions
+    h_n = x.new_empty(slots, batch, layer.output_size)
+    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
+    return h_n, c_n
+
+
+def _reserve(layer: Layer, x: Tensor, y_shape: tuple[int, ...]) -> Tensor | None:
+    shape = _checks.reserve_shape(layer, y_shape, _saved(layer))
+    return x.new_empty(shape) if shape[2] else None
+
+
+def _packed(
+    layer: Layer, plan: _Plan, addresses: list[int], cache: PackedCache
+) -> tuple[Tensor, tuple[object, Tensor] | None]:
+    """Return memory for packed weights, and the entry to cache once they have been packed.
+
+    Only their whole content tells whether weights have changed: version counters do not notice
+    fused optimizers, writes through ``.data`` or numpy, or other processes.
+    """
+    content = _core.fingerprint(addresses, plan.weights)
+    key = (content, plan.packing)
+    entry = cache.get(layer.index)
+    if entry is not None and entry[0] == key:
+        return entry[1], None
+    packed = torch.empty(plan.packed, dtype=torch.uint8, device=_CPU)
+    return packed, (key, packed)
+
+
+def forward(
+    layer: Layer,
+    x: Tensor,
+    ragged: Ragged | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    training: bool = False,
+    cache: PackedCache | None = None,
+    out: FinalStates | None = None,
+) -> Outputs:
+    """Run one layer over a batch of sequences.
+
+    Args:
+        layer: what to run; it says how ``x`` and y are laid out.
+        x: input, (T, B, I) or (B, T, I); (N, I) for packed rows; (B, I) for a single step.
+        ragged: where the rows of a packed batch are.
+        h0: initial state, (D, B, O), or (B, O) for a single step; ``None`` for zeros.
+        c0: initial cell state with H in place of O, if the cell has one.
+        weights: five for each direction.
+        training: fill the reserve that ``backward`` needs.
+        cache: keeps packed weights from one call to the next; ``None``: pack them now.
+        out: where h_n and c_n go, contiguous; by default they are allocated.
+
+    Returns:
+        y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state), reserve.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
+    """
+    fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
+    addresses, _copies = _checks.weights(layer, x, weights, fake)
+    h0_address = c0_address = 0
+    if h0 is not None:
+        h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
+    if c0 is not None:
+        c0_address, c0 = _checks.state(layer, "c0", c0, x, B, fake)
+    y = x.new_empty(*y_shape)  # a tuple takes half as long again
+    h_n, c_n = final_states(layer, x, B) if out is None else out
+    reserve = _reserve(layer, x, y_shape) if training else None
+    if fake or B == 0:
+        return y, h_n, c_n, reserve
+    if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
+        raise _errors.hidden_memory(layer.owner)
+
+    threads = torch.get_num_threads()
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, training, threads, _core.isa())
+    size = plan.workspace
+    if h_n is None:
+        h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
+    if cache is None:
+        repack, fresh, packed_at, size = True, None, size, size + plan.packed
+        scratch, _buffer = _scratch.take(size)
+        packed_address = scratch + packed_at
+    else:
+        packed, fresh = _packed(layer, plan, addresses, cache)
+        repack, packed_address = fresh is not None, packed.data_ptr()
+        scratch, _buffer = _scratch.take(size)
+    x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
+    _y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
+    _core.forward(
+        plan.problem,
+        *x_rows,
+        0 if ragged is None else ragged.offsets.data_ptr(),
+        h0_address,
+        c0_address,
+        addresses,
+        *y_rows,
+        scratch + h_n_at if h_n is None else h_n.data_ptr(),
+        _pointer(c_n),
+        _pointer(reserve),
+        packed_address,
+        repack,
+        scratch,
+    )
+    if fresh is not None and cache is not None:
+        cache[layer.index] = fresh
+    return y, h_n, c_n, reserve
+
+
+def backward(
+    layer: Layer,
+    ragged: Ragged | None,
+    wanted: Sequence[bool],
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    outputs: tuple[Tensor, Tensor | None],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *weights: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Propagate gradients through one layer.
+
+    Args:
+        layer: as in ``forward``.
+        ragged: as in ``forward``.
+        wanted: for each of x, h0, c0 and the weights, whether its gradient is wanted.
+        gradients: of y, h_n and c_n; ``None`` for zeros.
+        outputs: y and reserve of ``forward``.
+        x: as in ``forward``, and so are the others.
+        h0: see there.
+        c0: see there.
+        weights: see there.
+
+    Returns:
+        The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
+    """
+    fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
+    addresses, _copies = _checks.weights(layer, x, weights, fake)
+    h0_address = c0_address = 0
+    if h0 is not None:
+        h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
+    if c0 is not None:
+        c0_address, c0 = _checks.state(layer, "c0", c0, x, B, fake)
+    results = tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip((x, h0, c0, *weights), wanted, strict=True)
+    )
+    if fake:
+        return results
+    if B == 0:
+        return tuple(None if t is None else t.zero_() for t in results)
+
+    dx, dh0, dc0, *dweights = results
+    dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
+    y, reserve = _checks.saved(layer, x, y_shape, _saved(layer), outputs)
+    x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
+    y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
+    dy_rows = dx_rows = (0, 0, 0)
+    if dy is not None:
+        dy, dy_rows = _checks.rows(layer, "the gradient of the output", dy, layer.y_batch_first)
+    if dx is not None:
+        dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
+    threads = torch.get_num_threads()
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, threads, _core.isa())
+    scratch, _buffer = _scratch.take(plan.backward_workspace)
+    _core.backward(
+        plan.problem,
+        *x_rows,
+        0 if ragged is None else ragged.offsets.data_ptr(),
+        h0_address,
+        c0_address,
+        addresses,
+        *y_rows,
+        _pointer(reserve),
+        *dy_rows,
+        _pointer(dh_n),
+        _pointer(dc_n),
+        *dx_rows,
+        _pointer(dh0),
+        _pointer(dc0),
+        [_pointer(t) for t in dweights],
+        scratch,
+    )
+    return results
+
+
+def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _core.Stream:
+    """Make the engine's side of a stream; its weights are loaded by ``load_stream``.
+
+    Raises:
+        NotImplementedError: if there are no kernels for the dtype.
+    """
+    if dtype not in _checks.DTYPES:
+        raise _errors.unsupported_dtype(layers[0].owner, dtype)
+    plan = _plan(layers[0], dtype, 1, batch, False, False, 1, _core.isa())
+    return _core.Stream(plan.problem, len(layers))
+
+
+def load_stream(
+    engine: _core.Stream,
+    layers: Sequence[Layer],
+    weights: Sequence[Sequence[Tensor | None]],
+    dtype: torch.dtype,
+) -> None:
+    """Pack the weights of all layers into a stream.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: as ``forward`` does for weights.
+    """
+    like = torch.empty(0, dtype=dtype, device=_CPU)
+    checked = [_checks.weights(layer, like, own, False) for layer, own in zip(layers, weights)]  # noqa: B905
+    engine.load([address for addresses, _copies in checked for address in addresses])
+
+
+def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
+    """Return a plain, contiguous input for one step of a stream.
+
+    Raises:
+        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
+    """
+    like = torch.empty(0, dtype=stream.dtype, device=_CPU)
+    _checks.check_like(layer, "input", x, like, False)
+    if x.shape != (stream.batch_size, layer.input_size):
+        expected = (stream.batch_size, layer.input_size)
+        raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
+    return _checks.dense(x.detach()).as_subclass(Tensor)
+
+
+def set_stream_state(
+    engine: _core.Stream,
+    layers: Sequence[Layer],
+    states: tuple[Tensor, Tensor | None],
+    stream: _StreamLike,
+) -> None:
+    """Replace the state of a stream.
+
+    Raises:
+        RuntimeError, TypeError: if a state is missing or wrong in shape, dtype, device or type.
+    """
+    h, c = states
+    layer = layers[0]
+    if (c is None) is not (layer.spec.states == 1):
+        raise _errors.two_states(layer.owner, h, False)
+    like = torch.empty(0, dtype=stream.dtype, device=_CPU)
+    kept = []
+    for name, value in (("h0", h), ("c0", c)):
+        if value is not None:
+            _checks.check_like(layer, name, value, like, False)
+            _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
+            kept.append(_checks.dense(value))
+    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if c is not None else 0)

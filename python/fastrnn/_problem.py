@@ -1,0 +1,184 @@
+"""What one call of the engine is about, apart from the tensors: a layer, and ragged rows."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:  # the cells build on this module
+    from .cells._spec import CellSpec
+
+Weights = list[Tensor | None]
+"""``w_ih, w_hh, b_ih, b_hh, w_hr`` of each direction; ``None`` for what a layer does not have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer, all its directions.
+
+    Layers are compared by identity, which makes them cheap keys.
+
+    Args:
+        owner: the class that error messages speak of.
+        index: position in the stack.
+        count: layers in the stack.
+        step: a single time step without a time axis, as the ``*Cell`` modules do it.
+        x_batch_first: the input is (B, T, I), else (T, B, I).
+        y_batch_first: the output is (B, T, D*O), else (T, B, D*O).
+        names: of the five weights of each direction; ``None`` where there is none.
+        shapes: of the same.
+    """
+
+    owner: str
+    spec: CellSpec
+    activation: str
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    directions: int
+    bias: bool
+    index: int
+    count: int
+    step: bool
+    x_batch_first: bool
+    y_batch_first: bool
+    names: tuple[str | None, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
+
+    @functools.cached_property
+    def output_size(self) -> int:
+        """Width of the output of one direction."""
+        return self.proj_size or self.hidden_size
+
+    @functools.cached_property
+    def width(self) -> int:
+        """Width of the output, all directions."""
+        return self.directions * self.output_size
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of a packed batch.
+
+    Args:
+        offsets: int64 on CPU, (T + 1): rows before each step.
+        T: number of steps, the longest length.
+        B: number of sequences.
+        N: number of rows, the sum of the lengths.
+    """
+
+    offsets: Tensor
+    T: int
+    B: int
+    N: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The layers of a module, for input that is time-major (or packed) and batch-first."""
+
+    owner: str
+    spec: CellSpec
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    directions: int
+    time_major: tuple[Layer, ...]
+    batch_first: tuple[Layer, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def make_stack(
+    owner: str,
+    spec: CellSpec,
+    activation: str,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int = 0,
+    num_layers: int = 1,
+    directions: int = 1,
+    bias: bool = True,
+) -> Stack:
+    """Describe the layers of a module; equal arguments give the same object."""
+
+    def layers(batch_first: bool) -> tuple[Layer, ...]:
+        return tuple(
+            Layer(
+                owner,
+                spec,
+                activation,
+                width,
+                hidden_size,
+                proj_size,
+                directions,
+                bias,
+                index,
+                num_layers,
+                step=False,
+                # Between layers data are time-major, so that dropout draws torch's numbers.
+                x_batch_first=batch_first and index == 0,
+                y_batch_first=batch_first and index == num_layers - 1,
+                names=_names(directions, bias, proj_size, f"_l{index}"),
+                shapes=_shapes(spec, width, hidden_size, proj_size, directions, bias),
+            )
+            for index, width in enumerate(widths)
+        )
+
+    between = directions * (proj_size or hidden_size)
+    widths = [input_size] + [between] * (num_layers - 1)
+    return Stack(
+        owner,
+        spec,
+        input_size,
+        hidden_size,
+        proj_size,
+        directions,
+        layers(False),
+        layers(True),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def make_step(
+    owner: str, spec: CellSpec, activation: str, input_size: int, hidden_size: int, bias: bool
+) -> Layer:
+    """Describe a single time step; equal arguments give the same object."""
+    return Layer(
+        owner,
+        spec,
+        activation,
+        input_size,
+        hidden_size,
+        proj_size=0,
+        directions=1,
+        bias=bias,
+        index=0,
+        count=1,
+        step=True,
+        x_batch_first=False,
+        y_batch_first=False,
+        names=_names(1, bias, 0, ""),
+        shapes=_shapes(spec, input_size, hidden_size, 0, 1, bias),
+    )
+
+
+def _names(directions: int, bias: bool, proj_size: int, suffix: str) -> tuple[str | None, ...]:
+    names: list[str | None] = []
+    for tail in (suffix, f"{suffix}_reverse")[:directions]:
+        names += [f"weight_ih{tail}", f"weight_hh{tail}"]
+        names += [f"bias_ih{tail}", f"bias_hh{tail}"] if bias else [None, None]
+        names += [f"weight_hr{tail}" if proj_size else None]
+    return tuple(names)
+
+
+def _shapes(
+    spec: CellSpec, input_size: int, hidden_size: int, proj_size: int, directions: int, bias: bool
+) -> tuple[tuple[int, ...] | None, ...]:
+    rows = spec.gates * hidden_size
+    vector = (rows,) if bias else None
+    projection = (proj_size, hidden_size) if proj_size else None
+    one = ((rows, input_size), (rows, proj_size or hidden_size), vector, vector, projection)
+    return one * directions

@@ -1,0 +1,69 @@
+"""What a cell is, in Python: its counts and one time step in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+Maths = Callable[[Tensor, Tensor, Sequence[Tensor], str], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    r"""Describe a recurrent cell.
+
+    The compiled engine has the same cell under the same ``name``; the step here is the reference it
+    is tested against. It is differentiable any number of times.
+
+    Args:
+        name: key of the cell in the registries of Python and of the engine.
+        gates: products per hidden unit, in the order of the rows of the weights.
+        states: tensors carried from step to step; the first one is the output.
+        activations: the functions the cell can be built with, its default first.
+        supports_projection: whether the output may be projected to fewer units.
+        maths: ``maths(wx, rh, states, activation)``, the pointwise part of a step. ``wx`` is the
+            input part and ``rh`` the recurrent part of the gates, each of shape :math:`(B, G H)`
+            with its own bias added; the result is the new states, not yet projected.
+    """
+
+    name: str
+    gates: int
+    states: int
+    activations: tuple[str, ...]
+    supports_projection: bool
+    maths: Maths
+
+    def step(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor | None],
+        activation: str | None = None,
+    ) -> tuple[Tensor, ...]:
+        r"""Do one time step in plain torch.
+
+        .. math::
+            \begin{aligned}
+                s_t &= \mathrm{maths}(W_{ih} x_t + b_{ih},\; W_{hh} h_{t-1} + b_{hh},\; s_{t-1}) \\
+                h_t &= W_{hr} s_t^{(0)} \quad \text{if there is a projection}
+            \end{aligned}
+
+        Args:
+            x: input of the step, of shape :math:`(B, I)`.
+            states: the previous states, :math:`(B, O)` for the first one, :math:`(B, H)` for the
+                others; :math:`O` is the projected size if there is a projection, else :math:`H`.
+            weights: ``(w_ih, w_hh, b_ih, b_hh, w_hr)``, ``None`` for what is absent.
+            activation: one of ``activations``, default: the first.
+
+        Returns:
+            The new states, shaped as the previous ones.
+        """
+        w_ih, w_hh, b_ih, b_hh, w_hr = weights
+        assert w_ih is not None
+        assert w_hh is not None
+        wx, rh = linear(x, w_ih, b_ih), linear(states[0], w_hh, b_hh)
+        output, *others = self.maths(wx, rh, states, activation or self.activations[0])
+        return (output if w_hr is None else linear(output, w_hr), *others)

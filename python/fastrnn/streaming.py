@@ -1,0 +1,110 @@
+"""One time step at a time, for serving: the state stays with the weights in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _ops
+
+if TYPE_CHECKING:
+    from ._base import Hidden, RNNBase
+
+
+class Stream:
+    r"""Step through a module's layers, one time step a call.
+
+    Made by :meth:`fastrnn.LSTM.stream` and its like. After steps :math:`x_1 \dots x_t` the outputs
+    are, bitwise, those of the module in ``eval()`` mode on the whole sequence.
+
+    The weights are a snapshot, packed once; :meth:`refresh` takes the module's present ones. No
+    gradients are recorded. A stream must not be used by two threads at once; make one for each.
+
+    Args:
+        module: a :class:`fastrnn.RNN`, ``LSTM`` or ``GRU`` in one direction, on the CPU.
+        batch_size: B, sequences that are stepped together, at least 1. Default: 1.
+
+    Raises:
+        ValueError: if the module is bidirectional or ``batch_size`` is less than 1.
+        RuntimeError, NotImplementedError: if the weights are not on the CPU, or of a dtype without
+            kernels.
+    """
+
+    def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
+        if module.bidirectional:
+            raise ValueError(
+                f"{module._owner}: bidirectional must be False to stream, got True; the second "
+                "direction would need the future"
+            )
+        if batch_size < 1:
+            raise ValueError(f"{module._owner}: batch_size must be at least 1, got {batch_size}")
+        self._module = module
+        self.batch_size = batch_size
+        stack = module._stack()
+        weight = module._weights()[0][0]
+        assert weight is not None
+        self.dtype = weight.dtype
+        self._layers = stack.time_major
+        self._engine = _ops.open_stream(self._layers, self.dtype, batch_size)
+        self._step = self._engine.step
+        self._input_shape = (batch_size, module.input_size)
+        self._output_shape = (batch_size, self._layers[-1].output_size)
+        self._has_cell = stack.spec.states > 1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the module's present weights; the state stays."""
+        _ops.load_stream(self._engine, self._layers, self._module._weights(), self.dtype)
+
+    def step(self, x: Tensor) -> Tensor:
+        """Do one time step.
+
+        Args:
+            x: input of shape (B, I), or (I) if B is 1.
+
+        Returns:
+            The last layer's output, (B, O), or (O) for an input without a batch.
+
+        Raises:
+            RuntimeError: if shape, dtype or device are wrong.
+        """
+        if (
+            type(x) is not Tensor
+            or x.shape != self._input_shape
+            or x.dtype is not self.dtype
+            or not x.is_cpu
+            or not x.is_contiguous()
+            or x.is_neg()
+        ):
+            return self._step_checked(x)
+        y = torch.empty(self._output_shape, dtype=self.dtype)
+        self._step(x.data_ptr(), self._input_shape[1], y.data_ptr(), self._output_shape[1])
+        return y
+
+    def _step_checked(self, x: Tensor) -> Tensor:
+        if x.dim() == 1 and self.batch_size == 1:
+            return self.step(_ops.stream_input(self._layers[0], x[None], self)).squeeze(0)
+        return self.step(_ops.stream_input(self._layers[0], x, self))
+
+    @property
+    def state(self) -> Hidden:
+        """The state: a copy of h, (L, B, O), or of (h, c) with c (L, B, H); may be assigned."""
+        count, last = len(self._layers), self._layers[-1]
+        h = torch.empty(count, self.batch_size, last.output_size, dtype=self.dtype)
+        if not self._has_cell:
+            self._engine.get_state(h.data_ptr(), 0)
+            return h
+        c = torch.empty(count, self.batch_size, last.hidden_size, dtype=self.dtype)
+        self._engine.get_state(h.data_ptr(), c.data_ptr())
+        return h, c
+
+    @state.setter
+    def state(self, value: Hidden) -> None:
+        h, c = value if isinstance(value, tuple | list) else (value, None)
+        _ops.set_stream_state(self._engine, self._layers, (h, c), self)
+
+    def reset(self) -> None:
+        """Set the state to zeros."""
+        self._engine.set_state(0, 0)

@@ -1,0 +1,97 @@
+"""A stream's steps are the sequence call, one at a time."""
+
+import pytest
+import torch
+
+import fastrnn
+
+MODULES = [
+    (fastrnn.RNN, {}),
+    (fastrnn.RNN, {"nonlinearity": "relu"}),
+    (fastrnn.LSTM, {}),
+    (fastrnn.LSTM, {"proj_size": 3}),
+    (fastrnn.GRU, {}),
+]
+
+
+def states(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("cls", "options"), MODULES)
+def test_steps_equal_the_sequence_bitwise(cls, options, bias, dtype):
+    for layers, batch, inputs, hidden in [(1, 1, 1, 5), (2, 1, 7, 33), (3, 5, 16, 64)]:
+        module = cls(inputs, hidden, layers, bias=bias, dtype=dtype, **options).eval()
+        x = torch.randn(9, batch, inputs, dtype=dtype)
+        with torch.no_grad():
+            expected, final = module(x)
+        stream = module.stream(batch)
+        got = torch.stack([stream.step(row) for row in x])
+        assert torch.equal(got, expected)
+        for a, b in zip(states(stream.state), states(final), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_state_reset_save_and_load():
+    module = fastrnn.LSTM(4, 6, 2)
+    x = torch.randn(6, 2, 4)
+    stream, other = module.stream(2), module.stream(2)
+    for row in x[:3]:
+        stream.step(row)
+    other.state = stream.state
+    for row in x[3:]:
+        assert torch.equal(stream.step(row), other.step(row))
+    stream.reset()
+    assert all(not part.any() for part in stream.state)
+    assert torch.equal(stream.step(x[0]), module.stream(2).step(x[0]))
+
+
+def test_the_weights_are_a_snapshot_until_refresh():
+    module = fastrnn.GRU(3, 5)
+    x = torch.randn(1, 3)
+    stream = module.stream()
+    before = stream.step(x)
+    with torch.no_grad():
+        module.weight_ih_l0.mul_(2)
+    stream.reset()
+    assert torch.equal(stream.step(x), before)
+    stream.refresh()
+    stream.reset()
+    with torch.no_grad():
+        assert torch.equal(stream.step(x), module(x[None])[0][0])
+
+
+def test_inputs_of_every_layout():
+    module = fastrnn.RNN(4, 3)
+    x = torch.randn(4, 1)
+    expected = module.stream().step(x.t().contiguous())
+    assert torch.equal(module.stream().step(x.t()), expected)
+    assert torch.equal(module.stream().step(x[:, 0]), expected[0])
+    assert torch.equal(module.stream().step(torch.nn.Parameter(x.t().contiguous())), expected)
+    assert not module.stream().step(x.t().requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fastrnn.LSTM(2, 3, bidirectional=True).stream(), ValueError, "bidirectional"),
+        (lambda: fastrnn.LSTM(2, 3).stream(0), ValueError, "batch_size"),
+        (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 4)), RuntimeError, "input"),
+        (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(2, 2)), RuntimeError, "input"),
+        (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 2).double()), RuntimeError, "inp"),
+        (lambda: fastrnn.LSTM(2, 3).half().stream(), NotImplementedError, "float16"),
+    ],
+)
+def test_misuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_wrong_states():
+    stream = fastrnn.LSTM(2, 3).stream()
+    with pytest.raises(RuntimeError, match="h0"):
+        stream.state = (torch.zeros(1, 1, 2), torch.zeros(1, 1, 3))
+    with pytest.raises((RuntimeError, TypeError), match="LSTM"):
+        stream.state = torch.zeros(1, 1, 3)
