@@ -4,11 +4,11 @@
 #include <sstream>
 #include <stdexcept>
 
-#define FASTRNN_CHECK(condition, message)             \
-  do {                                                \
-    if (!(condition)) {                               \
-      std::ostringstream fastrnn_text;                \
-      fastrnn_text << message;                        \
+#define FASTRNN_CHECK(condition, message)              \
+  do {                                                 \
+    if (!(condition)) {                                \
+      std::ostringstream fastrnn_text;                 \
+      fastrnn_text << message;                         \
       throw std::invalid_argument(fastrnn_text.str()); \
-    }                                                 \
+    }                                                  \
   } while (false)

@@ -1,8 +1,9 @@
 // From a problem to its kernel: checks, then dtype -> ISA, the only switch.
+#include <fastrnn/fastrnn.h>
+
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
-#include <fastrnn/fastrnn.h>
 
 namespace fastrnn {
 namespace {
@@ -43,8 +44,10 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
 void check_weights(const Problem& p, const Weights* weights) {
   for (int d = 0; d < p.directions; ++d) {
     const Weights& w = weights[d];
-    FASTRNN_CHECK(w.w_hh && (w.w_ih || p.I == 0), "weights " << d << ": w_ih and w_hh must be given");
-    FASTRNN_CHECK(!p.bias || (w.b_ih && w.b_hh), "weights " << d << ": b_ih and b_hh must be given");
+    FASTRNN_CHECK(w.w_hh && (w.w_ih || p.I == 0),
+                  "weights " << d << ": w_ih and w_hh must be given");
+    FASTRNN_CHECK(!p.bias || (w.b_ih && w.b_hh),
+                  "weights " << d << ": b_ih and b_hh must be given");
     FASTRNN_CHECK(p.P == 0 || w.w_hr, "weights " << d << ": w_hr must be given");
   }
 }
@@ -138,7 +141,9 @@ void Stream::step(const void* x, int64_t x_row, void* y, int64_t y_row) {
   self_->kernels.step(self_->state, x, x_row, y, y_row);
 }
 
-void Stream::set_state(const void* h, const void* c) { self_->kernels.set_state(self_->state, h, c); }
+void Stream::set_state(const void* h, const void* c) {
+  self_->kernels.set_state(self_->state, h, c);
+}
 
 void Stream::get_state(void* h, void* c) const { self_->kernels.get_state(self_->state, h, c); }
 
@@ -159,7 +164,9 @@ Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t
   return current_isa().kernels->fingerprint(pointers, bytes, count);
 }
 
-double fma_peak(Dtype dtype, double seconds) { return current_isa().kernels->fma_peak(dtype, seconds); }
+double fma_peak(Dtype dtype, double seconds) {
+  return current_isa().kernels->fma_peak(dtype, seconds);
+}
 
 double read_bandwidth(void* buffer, size_t bytes, double seconds) {
   return current_isa().kernels->read_bandwidth(buffer, bytes, seconds);

@@ -1,12 +1,12 @@
 // fastrnn._core: the C++ interface with pointers as integers. Python's _ops.py checks tensors;
 // nothing here knows them.
+#include <fastrnn/fastrnn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 
 #include "../check.h"
-#include <fastrnn/fastrnn.h>
 
 namespace py = pybind11;
 namespace fr = fastrnn;
@@ -30,9 +30,9 @@ struct SizedProblem {
 };
 
 SizedProblem make_problem(const std::string& cell, const std::string& dtype,
-                          const std::string& activation, int64_t T, int64_t B, int64_t I,
-                          int64_t H, int64_t P, int directions, bool reverse, bool bias,
-                          bool ragged, bool training, int threads) {
+                          const std::string& activation, int64_t T, int64_t B, int64_t I, int64_t H,
+                          int64_t P, int directions, bool reverse, bool bias, bool ragged,
+                          bool training, int threads) {
   FASTRNN_CHECK(activation == "tanh" || activation == "relu",
                 "activation must be tanh or relu, got " << activation);
   fr::Problem p;
@@ -48,9 +48,9 @@ SizedProblem make_problem(const std::string& cell, const std::string& dtype,
 constexpr size_t kPerDirection = 5;
 
 void check_count(const fr::Problem& p, size_t count, const char* what) {
-  FASTRNN_CHECK(count == kPerDirection * size_t(p.directions),
-                what << " must have " << kPerDirection * size_t(p.directions) << " entries, got "
-                     << count);
+  FASTRNN_CHECK(
+      count == kPerDirection * size_t(p.directions),
+      what << " must have " << kPerDirection * size_t(p.directions) << " entries, got " << count);
 }
 
 void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::Weights* to) {
@@ -62,9 +62,9 @@ void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::We
 }
 
 void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-             Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y,
-             int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
-             Pointer packed, bool repack, Pointer workspace) {
+             Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y, int64_t y_step,
+             int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve, Pointer packed, bool repack,
+             Pointer workspace) {
   fr::ForwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
@@ -170,13 +170,17 @@ PYBIND11_MODULE(_core, m) {
       .def("step", [](fr::Stream& s, Pointer x, int64_t x_row, Pointer y,
                       int64_t y_row) { s.step(at(x), x_row, at(y), y_row); })
       .def("set_state", [](fr::Stream& s, Pointer h, Pointer c) { s.set_state(at(h), at(c)); })
-      .def("get_state", [](const fr::Stream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
+      .def("get_state",
+           [](const fr::Stream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("fingerprint", &fingerprint);
-  m.def("fma_peak", [](double seconds, const std::string& dtype) {
-    return fr::fma_peak(dtype_from_name(dtype), seconds);
-  }, py::arg("seconds") = 0.2, py::arg("dtype") = "float32");
+  m.def(
+      "fma_peak",
+      [](double seconds, const std::string& dtype) {
+        return fr::fma_peak(dtype_from_name(dtype), seconds);
+      },
+      py::arg("seconds") = 0.2, py::arg("dtype") = "float32");
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.1);
   // Fail at import, not at the first call, when FASTRNN_ISA names something unsupported.
   fr::isa();

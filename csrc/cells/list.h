@@ -5,7 +5,7 @@
 #include "gru.h"
 #include "lstm.h"
 
-#define FASTRNN_CELLS(X)       \
+#define FASTRNN_CELLS(X)          \
   X(Elman, Cell::kElman, "elman") \
   X(Lstm, Cell::kLstm, "lstm")    \
   X(Gru, Cell::kGru, "gru")

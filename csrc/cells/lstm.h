@@ -1,4 +1,5 @@
-// i, f, o = sigmoid, g = tanh of wx + rh;  c' = f c + i g;  h' = o tanh(c'). Docs: docs/cells/lstm.md.
+// i, f, o = sigmoid, g = tanh of wx + rh;  c' = f c + i g;  h' = o tanh(c'). Docs:
+// docs/cells/lstm.md.
 #pragma once
 
 #include "contract.h"

@@ -25,8 +25,8 @@ struct BackwardPass {
       weights[d].lay_out(p, arena);
       rows[d].lay_out(p, d, arena);
       for (int g = 0; g < groups; ++g)
-        chains[chain_count++].lay_out(rows[d], weights[d], p.B * g / groups,
-                                      p.B * (g + 1) / groups, arena);
+        chains[chain_count++].lay_out(rows[d], weights[d], p.B * g / groups, p.B * (g + 1) / groups,
+                                      arena);
     }
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
   }

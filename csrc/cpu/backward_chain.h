@@ -111,7 +111,9 @@ struct BackwardRows {
   int64_t row_in_block(int64_t t, int64_t b) const {
     return time.first(t) - time.first(low(block_of(t))) + b;
   }
-  int64_t rows_in_block(int64_t k) const { return row_in_block(high(k) - 1, 0) + time.active(high(k) - 1); }
+  int64_t rows_in_block(int64_t k) const {
+    return row_in_block(high(k) - 1, 0) + time.active(high(k) - 1);
+  }
   BlockGradients<C, T>& gradients(int64_t k) {
     return block[(time.reverse ? k : block_count() - 1 - k) & 1];
   }
@@ -165,9 +167,7 @@ class BackwardChain {
   }
 
  private:
-  int64_t active(int64_t t) const {
-    return larger(smaller(q_->time.active(t), end_) - begin_, 0);
-  }
+  int64_t active(int64_t t) const { return larger(smaller(q_->time.active(t), end_) - begin_, 0); }
 
   void load_state_gradients() {
     const int64_t H = q_->p->H, ld = q_->ld_state;
@@ -282,9 +282,7 @@ class BackwardChain {
     }
   }
 
-  static V load_or_zero(const T* row, int64_t u, int n) {
-    return row ? V::load(row + u, n) : V(0);
-  }
+  static V load_or_zero(const T* row, int64_t u, int n) { return row ? V::load(row + u, n) : V(0); }
 
   void store_dh0(int64_t r, int count, int64_t p, const T* dh) {
     for (int64_t b = begin_ + r; b < begin_ + r + count; ++b)
@@ -298,9 +296,8 @@ class BackwardChain {
 
   void finish_sequence(int64_t t) {
     if (dh0_)
-      recur(t, active(t), [&](int64_t p, int64_t r, int count, const T* dh) {
-        store_dh0(r, count, p, dh);
-      });
+      recur(t, active(t),
+            [&](int64_t p, int64_t r, int count, const T* dh) { store_dh0(r, count, p, dh); });
     if (dc0_)
       for (int64_t b = begin_; b < end_; ++b)
         copy_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);

@@ -28,11 +28,14 @@ struct ForwardWeights {
 
   void pack_panel(int64_t i, const Weights& from) const {
     if (i < ih.count())
-      return pack_rows_panel(ih, i, static_cast<const T*>(from.w_ih), static_cast<const T*>(from.b_ih));
+      return pack_rows_panel(ih, i, static_cast<const T*>(from.w_ih),
+                             static_cast<const T*>(from.b_ih));
     i -= ih.count();
     if (i < hh.count())
-      return pack_rows_panel(hh, i, static_cast<const T*>(from.w_hh), static_cast<const T*>(from.b_hh));
-    pack_rows_panel(hr, i - hh.count(), static_cast<const T*>(from.w_hr), static_cast<const T*>(nullptr));
+      return pack_rows_panel(hh, i, static_cast<const T*>(from.w_hh),
+                             static_cast<const T*>(from.b_hh));
+    pack_rows_panel(hr, i - hh.count(), static_cast<const T*>(from.w_hr),
+                    static_cast<const T*>(nullptr));
   }
 };
 
@@ -49,9 +52,11 @@ class ForwardChain {
   static constexpr int W = V::kWidth;
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
+  // `parts`: how many threads share the panels of each product, if share() gives a team.
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               const ForwardWeights<C, T>& weights, Arena& arena) {
+               int parts, const ForwardWeights<C, T>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
+    parts_ = parts, team_ = nullptr;
     O_ = p.P ? p.P : p.H;
     rows_ = end - begin;
     block_steps_ = block_steps;
@@ -62,8 +67,10 @@ class ForwardChain {
     const int64_t block_rows = block_steps_ * rows_;
     gathered_ = arena.take<T>(block_rows * ld_x_);
     wx_ = arena.take<T>(Sums<T>::size(weights.ih, block_rows, true));
-    sums_ = arena.take<T>(larger(Sums<T>::size(weights.hh, rows_, false),
-                                 p.P ? Sums<T>::size(weights.hr, rows_, false) : 0));
+    sums_size_ = round_up(larger(Sums<T>::size(weights.hh, rows_, false),
+                                 p.P ? Sums<T>::size(weights.hr, rows_, false) : 0),
+                          64);
+    sums_ = arena.take<T>(sums_size_ * parts_);
     start_ = arena.take<int64_t>(block_steps_ + 1);
   }
 
@@ -107,6 +114,8 @@ class ForwardChain {
     }
   }
 
+  void share(Team* team) { team_ = team; }
+
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
   void run_block(int64_t block) {
@@ -121,14 +130,13 @@ class ForwardChain {
   }
 
  private:
-  int64_t active(int64_t t) const {
-    return larger(smaller(time_.active(t), end_) - begin_, 0);
-  }
+  int64_t active(int64_t t) const { return larger(smaller(time_.active(t), end_) - begin_, 0); }
 
   void load_initial_states() {
     for (auto& operand : operand_)
       load_state(h0_, begin_, end_, O_, operand - begin_ * ld_operand_, ld_operand_);
-    if (C::kState > 1) load_state(c0_, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
+    if (C::kState > 1)
+      load_state(c0_, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
   }
 
   // wx for the steps at times [low, high): the block's rows in order of time.
@@ -150,8 +158,19 @@ class ForwardChain {
         for (int64_t r = 0; r < active(t); ++r)
           copy_row(gathered_ + (start_[t - low] + r) * ld_x_, x_.row(t, begin_ + r), p_->I);
     }
-    product(w_->ih, 0, w_->ih.count(), false, a, lda, rows, Sums<T>{wx_, true},
-            [](int64_t, int64_t, int, const T*) {});
+    share_panels(w_->ih, [&](int64_t begin, int64_t end, int) {
+      product(w_->ih, begin, end, false, a, lda, rows, Sums<T>{wx_, true},
+              [](int64_t, int64_t, int, const T*) {});
+    });
+  }
+
+  // Calls work(begin, end, part) for ranges that cover all panels.
+  template <class Work>
+  void share_panels(const Panels<T>& w, const Work& work) {
+    if (!team_) return work(0, w.count(), 0);
+    team_->run(parts_, [&](int64_t i, int) {
+      work(w.count() * i / parts_, w.count() * (i + 1) / parts_, int(i));
+    });
   }
 
   void step(int64_t s, int64_t step_in_block) {
@@ -159,10 +178,13 @@ class ForwardChain {
     const T* operand = operand_[s & 1];
     T* next = operand_[(s + 1) & 1];
     const int64_t wx_row = start_[step_in_block];
-    product(w_->hh, 0, w_->hh.count(), s & 1, operand, ld_operand_, n, Sums<T>{sums_, false},
-            [&](int64_t p, int64_t r, int count, const T* rh) {
-              finish(t, r, count, p, wx_row, rh, operand, next);
-            });
+    share_panels(w_->hh, [&](int64_t begin, int64_t end, int part) {
+      product(w_->hh, begin, end, s & 1, operand, ld_operand_, n,
+              Sums<T>{sums_ + part * sums_size_, false},
+              [&](int64_t p, int64_t r, int count, const T* rh) {
+                finish(t, r, count, p, wx_row, rh, operand, next);
+              });
+    });
     if (p_->P) project(t, n, next);
     if (!h_n_) return;
     const int64_t still = s + 1 < p_->T ? active(time_.time(s + 1)) : 0;
@@ -227,8 +249,9 @@ class ForwardChain {
 
   const Problem* p_;
   const ForwardWeights<C, T>* w_;
-  int direction_;
-  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_;
+  Team* team_;
+  int direction_, parts_;
+  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_;
   int64_t ld_operand_, ld_state_, ld_x_;
   T *operand_[2], *state_[C::kState], *unprojected_, *gathered_, *wx_, *sums_;
   int64_t* start_;
@@ -249,7 +272,14 @@ inline int team_size(const Problem& p) {
   return int(smaller(p.threads, kMaxThreads));
 }
 
-// Directions and rows are what threads share.
+// What threads share is directions and rows; of a single row they share the panels of every
+// product, which takes a join at each step, so the weights must be worth it.
+inline int panel_parts(const Problem& p, int gates) {
+  const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * (p.dtype == Dtype::kFloat64 ? 8 : 4);
+  return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
+}
+
+// Groups of rows in one direction.
 inline int group_count(const Problem& p) {
   const int64_t wanted = (team_size(p) + p.directions - 1) / p.directions;
   return int(larger(1, smaller(wanted, p.B)));
@@ -269,7 +299,7 @@ struct ForwardPass {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
         chains[chain_count++].lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                                      weights[d], workspace);
+                                      panel_parts(p, C::kRh), weights[d], workspace);
     }
   }
 };
@@ -296,6 +326,7 @@ void sequence_forward(const Problem& p, const ForwardBuffers& b) {
   }
   for (int i = 0; i < pass.chain_count; ++i) pass.chains[i].bind(b);
   if (p.B == 0) return;
+  if (panel_parts(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
   team.run_chains(pass.chain_count, pass.chains[0].block_count(),
                   [&](int64_t chain, int64_t block) { pass.chains[chain].run_block(block); });
 }

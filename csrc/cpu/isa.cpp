@@ -1,10 +1,11 @@
 #include "isa.h"
 
+#include <fastrnn/fastrnn.h>
+
 #include <atomic>
 #include <cstdlib>
 
 #include "../check.h"
-#include <fastrnn/fastrnn.h>
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -102,6 +103,8 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-void set_isa(const std::string& name) { in_use.store(&find(name, "isa"), std::memory_order_release); }
+void set_isa(const std::string& name) {
+  in_use.store(&find(name, "isa"), std::memory_order_release);
+}
 
 }  // namespace fastrnn

@@ -86,7 +86,8 @@ struct HashLanes {
   Words key[kVectors], sum[kVectors] = {}, places[kVectors] = {};
 
   HashLanes() {
-    for (int i = 0; i < kWords; ++i) key[i / (kWords / kVectors)][i % (kWords / kVectors)] = mix(i + 1);
+    for (int i = 0; i < kWords; ++i)
+      key[i / (kWords / kVectors)][i % (kWords / kVectors)] = mix(i + 1);
   }
   uint64_t lane(const Words* of, int i) const {
     return of[i / (kWords / kVectors)][i % (kWords / kVectors)];

@@ -19,7 +19,8 @@ void pack_lanes(const T* w, int64_t ld, int lanes, T* to, int64_t to_row) {
       transpose_block(w + k, ld, to + k * to_row, to_row);
     }
   for (; k < ld; ++k)
-    for (int lane = 0; lane < W; ++lane) to[k * to_row + lane] = lane < lanes ? w[lane * ld + k] : T(0);
+    for (int lane = 0; lane < W; ++lane)
+      to[k * to_row + lane] = lane < lanes ? w[lane * ld + k] : T(0);
 }
 
 // One panel of the product with w transposed: column (g, u) is row g * units + u of w, [G*units,k].

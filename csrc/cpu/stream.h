@@ -28,7 +28,7 @@ class StreamLayers {
       l.problem = p;
       if (i > 0) l.problem.I = p.P ? p.P : p.H;
       l.weights.lay_out(l.problem, arena);
-      l.chain.lay_out(l.problem, 0, 0, p.B, 1, l.weights, arena);
+      l.chain.lay_out(l.problem, 0, 0, p.B, 1, 1, l.weights, arena);
       l.y = arena.take<T>(p.B * (p.P ? p.P : p.H));
     }
     bytes = arena.bytes();
@@ -60,7 +60,8 @@ class StreamLayers {
     for (int i = 0; i < count_; ++i) {
       const Problem& p = layer_[i].problem;
       const int64_t at = i * p.B;
-      layer_[i].chain.set_state(h ? h + at * (p.P ? p.P : p.H) : nullptr, c ? c + at * p.H : nullptr);
+      layer_[i].chain.set_state(h ? h + at * (p.P ? p.P : p.H) : nullptr,
+                                c ? c + at * p.H : nullptr);
     }
   }
 

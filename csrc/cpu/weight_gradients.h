@@ -9,8 +9,8 @@ namespace fastrnn::FASTRNN_ISA {
 // Space of one thread.
 template <class T>
 struct GradientScratch {
-  static constexpr int64_t kUnits = 48;   // of one slot, in one ticket
-  static constexpr int64_t kRows = 48;    // of dx, in one ticket
+  static constexpr int64_t kUnits = 48;  // of one slot, in one ticket
+  static constexpr int64_t kRows = 48;   // of dx, in one ticket
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<T>& ih, Arena& arena) {
@@ -174,7 +174,8 @@ class GradientTickets {
                         int64_t count, bool fresh, const GradientScratch<T>& scratch) const {
     const int64_t H = q_->p->H, u = range * GradientScratch<T>::kUnits;
     const int64_t n = smaller(GradientScratch<T>::kUnits, q_->p->P - u);
-    const OuterProduct<T> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n, count);
+    const OuterProduct<T> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n,
+                                count);
     outer.add_to(static_cast<T*>(to_.w_hr) + u * H, H, block.m, q_->max_rows, row, fresh);
   }
 

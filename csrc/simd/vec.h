@@ -32,7 +32,9 @@ struct Vec {
   }
   FASTRNN_HD void store(T* p) const { __builtin_memcpy(p, &v, sizeof v); }
   // The first n elements, 0 < n <= kWidth; the others are zero, and memory past n is not touched.
-  FASTRNN_HD static Vec load(const T* p, int n) { return n == kWidth ? load(p) : native_load(p, n); }
+  FASTRNN_HD static Vec load(const T* p, int n) {
+    return n == kWidth ? load(p) : native_load(p, n);
+  }
   FASTRNN_HD void store(T* p, int n) const { n == kWidth ? store(p) : native_store(p, v, n); }
 
   FASTRNN_HD friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }

@@ -39,7 +39,7 @@ struct Strides {
   int64_t step = 0, row = 0;
 };
 
-struct Weights {              // of one direction; null: absent
+struct Weights {               // of one direction; null: absent
   const void* w_ih = nullptr;  // [G*H,I]
   const void* w_hh = nullptr;  // [G*H,O]
   const void* b_ih = nullptr;  // [G*H]
@@ -117,10 +117,10 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  void load(const Weights* weights);                 // [layers]; before the first step
+  void load(const Weights* weights);  // [layers]; before the first step
   void step(const void* x, int64_t x_row, void* y, int64_t y_row);  // [B,I] to [B,O], by rows
-  void set_state(const void* h, const void* c);      // [layers,B,O], [layers,B,H]; null: zeros
-  void get_state(void* h, void* c) const;            // c is not read unless the cell is an LSTM
+  void set_state(const void* h, const void* c);  // [layers,B,O], [layers,B,H]; null: zeros
+  void get_state(void* h, void* c) const;        // c is not read unless the cell is an LSTM
 
  private:
   struct Implementation;
