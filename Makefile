@@ -1,0 +1,119 @@
+# Every target does its own set-up in .venv: `make demo` or `make test` is all a fresh machine needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DEMO_ARGS ?=
+TEST_ARGS ?=
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+
+VENV := $(CURDIR)/.venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := $(shell find csrc python -type f -not -name '*.pyc') $(wildcard cmake/*)
+CXX_FILES = $(shell find csrc tests/cpp examples/cpp -name '*.h' -o -name '*.cpp')
+ISAS = $(shell python -c "from fastrnn import _core; print(*_core.available_isas())")
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+
+# torch comes first and pinned, so that no resolver picks another build. The build tools stand beside
+# it because the package is built without isolation: then only what changed compiles again.
+$(VENV)/.tools:
+	$(PYTHON) -m venv $(VENV)
+	pip install $(TORCH) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+$(INSTALLED): $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
+	pip install --no-build-isolation '.[dev]'
+	touch $@
+
+.PHONY: install demo test bench
+install: $(INSTALLED)  ## build and install into .venv
+
+demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DIR"
+	python examples/digits_rows.py $(DEMO_ARGS)
+
+test: $(INSTALLED)  ## run the Python tests; options: TEST_ARGS="-k lstm"
+	python -m pytest $(TEST_ARGS)
+
+bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
+	python benchmarks/run.py --quick
+
+.PHONY: isa-test cpp-test asan tsan neon example
+isa-test: $(INSTALLED)  ## run the Python tests with each instruction set of this machine forced
+	for isa in $(ISAS); do \
+	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q $(TEST_ARGS); \
+	done
+
+# $(call cpp-test,DIRECTORY,CMAKE OPTIONS)
+define cpp-test
+	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_TESTS=ON $(2)
+	cmake --build build/$(1) -j $(JOBS)
+	ctest --test-dir build/$(1) --output-on-failure
+endef
+
+# -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
+SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+ASAN := address,undefined
+# Sanitizers and qemu are slow: their runs thin out the longest loops.
+asan tsan neon: export FASTRNN_TEST_QUICK := 1
+
+cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
+	$(call cpp-test,cpp,-DFASTRNN_WERROR=ON -DFASTRNN_BUILD_PYTHON=ON \
+	  -Dpybind11_DIR=$$(pybind11-config --cmakedir) -DPython_EXECUTABLE=$(VENV)/bin/python)
+
+asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
+	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN))
+
+tsan: $(VENV)/.tools  ## C++ tests under ThreadSanitizer
+	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread)
+
+neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qemu-user)
+	$(call cpp-test,neon,-DFASTRNN_WERROR=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake)
+
+example: cpp-test  ## the installed C++ library, used by examples/cpp
+	cmake --install build/cpp --component cpp --prefix build/prefix
+	cmake -S examples/cpp -B build/example -G Ninja -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix
+	cmake --build build/example
+	python examples/cpp/export_lstm.py build/example/lstm.bin
+	build/example/lstm build/example/lstm.bin
+
+.PHONY: lint format
+lint: $(INSTALLED)  ## ruff, mypy, clang-format and clang-tidy, changing nothing
+	ruff check
+	ruff format --check
+	mypy
+	clang-format --dry-run -Werror $(CXX_FILES)
+	cmake -S . -B build/cpp -G Ninja -DFASTRNN_BUILD_TESTS=ON -DFASTRNN_BUILD_PYTHON=ON \
+	  -Dpybind11_DIR=$$(pybind11-config --cmakedir) -DPython_EXECUTABLE=$(VENV)/bin/python >/dev/null
+	find csrc tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
+
+format: $(INSTALLED)  ## let ruff and clang-format rewrite the files
+	ruff check --fix
+	ruff format
+	clang-format -i $(CXX_FILES)
+
+.PHONY: sdist wheel clean
+sdist: $(INSTALLED)  ## source distribution in dist/
+	python -m build --sdist
+
+# The wheel is built from the sdist, in isolation, as a user's pip would.
+wheel: $(INSTALLED)  ## wheel in dist/, tried in an empty environment
+	rm -rf dist build/wheel build/smoke
+	python -m build --outdir build/wheel
+	mkdir -p dist && cp build/wheel/*.tar.gz dist/
+	auditwheel repair -w dist build/wheel/*.whl || cp build/wheel/*.whl dist/
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/pip install $(TORCH) dist/*.whl
+	cd build/smoke && bin/python ../../.ci/smoke.py
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build dist

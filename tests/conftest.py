@@ -1,0 +1,68 @@
+"""Poisoned memory, fixed seeds, and the switches every test runs under."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
+
+MNIST = TESTS.parents[1] / "shared" / "data" / "mnist-10k"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error")
+    # torch.nn, the other side of the comparison, says this of its own LSTM with proj_size.
+    config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported")
+    config.addinivalue_line("markers", "core: the subset that test_isa.py runs on every ISA")
+    if "s" not in config.option.reportchars:
+        config.option.reportchars += "s"  # a skipped test is always named
+
+
+def _poisoned(allocate: Any) -> Any:
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = allocate(*args, **kwargs)
+        with torch.no_grad():
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor.fill_(float("nan"))
+            # Bytes of all ones are a NaN to whoever reads them as float32 or float64.
+            return tensor.fill_(255 if tensor.dtype == torch.uint8 else -1)
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill fresh memory with NaN, so that whatever is read before it is written shows."""
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    """Seed torch, and put back the global state a test may have changed."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(20240229)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def mnist() -> Path:
+    """Return the folder of real digits in MNIST's format, which not every machine has."""
+    if not MNIST.is_dir():
+        pytest.skip(f"no MNIST files at {MNIST}")
+    return MNIST

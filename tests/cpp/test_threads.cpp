@@ -1,0 +1,237 @@
+// Team, on which every call runs: each ticket once, slots and chains in order, any number of
+// callers at once, after a fork and after idleness, in the caller's floating-point mode.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <thread>
+
+#include "cpu/threads.h"
+#include "engine.h"
+
+#if defined(__SANITIZE_THREAD__)
+// Threads in a forked child are what is tested.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options();
+const char* __tsan_default_options() { return "die_after_fork=0"; }
+#endif
+
+namespace {
+
+using fastrnn::kMaxThreads;
+using fastrnn::Team;
+
+// Long enough for other threads to come, short enough for thousands.
+void work(int64_t amount) {
+  volatile int64_t sink = 0;
+  for (int64_t i = 0; i < amount; ++i) sink = sink + i;
+}
+
+// True if every ticket was called once and no slot twice at a time.
+bool run_tickets(Team& team, int64_t count, int64_t amount) {
+  std::vector<int> calls(size_t(count), 0);  // not atomic: a data race would be the library's
+  std::vector<std::atomic<int>> busy(static_cast<size_t>(kMaxThreads));
+  std::atomic<int64_t> total{0};
+  std::atomic<bool> ok{true};
+  team.run(count, [&](int64_t i, int slot) {
+    if (slot < 0 || slot >= team.size() || busy[size_t(slot)].exchange(1)) ok = false;
+    ++calls[size_t(i)];
+    work(amount);
+    ++total;
+    busy[size_t(slot)] = 0;
+  });
+  for (int n : calls) ok = ok && n == 1;
+  return ok && total == count;
+}
+
+// True if every chain took its steps in order, one at a time.
+bool run_chains(Team& team, int chains, int64_t steps, int64_t amount) {
+  std::vector<int64_t> next(size_t(chains), 0);
+  std::atomic<bool> ok{true};
+  team.run_chains(chains, steps, [&](int64_t chain, int64_t step) {
+    if (next[size_t(chain)]++ != step) ok = false;
+    work(amount);
+  });
+  for (int64_t n : next) ok = ok && n == steps;
+  return ok;
+}
+
+void check_team(int rounds) {
+  test::Random random(5);
+  for (int size : {1, 2, 3, 4, 5, 8, 64, 200})
+    for (int i = 0; i < rounds; ++i) {
+      Team team(size);
+      EXPECT(team.size() == (size < kMaxThreads ? size : kMaxThreads), "size " << team.size());
+      const int64_t count = random.below(i % 4 ? 20 : 500);
+      const int64_t amount = random.below(3) ? 0 : random.below(3000);
+      EXPECT(run_tickets(team, count, amount), size << " threads, " << count << " tickets");
+      const int chains = 1 + int(random.below(i % 8 ? 6 : 128));
+      const int64_t steps = random.below(30);
+      EXPECT(run_chains(team, chains, steps, amount),
+             size << " threads, " << chains << " chains of " << steps << " steps");
+    }
+}
+
+void check_contention(int rounds) {
+  std::atomic<int64_t> bad{0}, ready{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&, caller] {
+      for (++ready; ready < 4;) std::this_thread::yield();
+      for (int i = 0; i < rounds; ++i) {
+        Team team(2 + (caller + i) % 3);
+        bad += !run_tickets(team, 1 + i % 50, i % 7 * 100);
+        bad += !run_chains(team, 1 + i % 5, i % 9, i % 7 * 100);
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT(bad == 0, bad << " runs went wrong beside other teams");
+}
+
+void check_idle() {
+  for (int i = 0; i < 5; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    Team team(4);
+    EXPECT(run_tickets(team, 100, 1000), "after 30 ms of idleness");
+    EXPECT(run_chains(team, 3, 20, 1000), "after 30 ms of idleness");
+  }
+}
+
+bool exits_well(pid_t child) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int status = 0;;) {
+    if (waitpid(child, &status, WNOHANG) == child) return WIFEXITED(status) && !WEXITSTATUS(status);
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(60)) {
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+      return false;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// The child has its own workers, and a pool that nobody holds.
+bool works_in_child() {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    bool ok = true, helped = false;
+    const auto start = std::chrono::steady_clock::now();
+    while (ok && !helped && std::chrono::steady_clock::now() - start < std::chrono::seconds(30)) {
+      Team team(3);
+      ok = team.size() == 3 && run_tickets(team, 200, 100) && run_chains(team, 4, 10, 100);
+      std::atomic<bool> other{false};
+      team.run(50, [&](int64_t, int slot) {
+        if (slot > 0) other = true;
+        work(20000);
+      });
+      helped = other;
+    }
+    _exit(ok && helped ? 0 : 1);
+  }
+  return child > 0 && exits_well(child);
+}
+
+void check_fork() {
+  {
+    Team team(4);
+    run_tickets(team, 100, 100);
+  }
+  EXPECT(works_in_child(), "in a forked child");
+#if !defined(__SANITIZE_THREAD__)  // which takes the child's threads for the parent's
+  // Forked while another thread's team has the pool, which stays locked in the child's copy.
+  std::atomic<bool> started{false}, stop{false};
+  std::thread holder([&] {
+    Team team(3);
+    team.run(3, [&](int64_t, int) {
+      started = true;
+      while (!stop) std::this_thread::yield();
+    });
+  });
+  while (!started) std::this_thread::yield();
+  EXPECT(works_in_child(), "in a child forked beside a running team");
+  stop = true;
+  holder.join();
+#endif
+  Team team(4);
+  EXPECT(team.size() == 4 && run_tickets(team, 100, 100), "in the parent after forks");
+}
+
+// Every thread computes in the caller's rounding mode, also when it changes from team to team.
+void check_rounding() {
+  const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TONEAREST, FE_TOWARDZERO, FE_TONEAREST};
+  for (int mode : modes) {
+    std::fesetround(mode);
+    volatile double one = 1, three = 3;
+    const double expected = one / three;
+    std::atomic<int64_t> bad{0}, helped{0};
+    const auto start = std::chrono::steady_clock::now();
+    while (!helped && std::chrono::steady_clock::now() - start < std::chrono::seconds(30)) {
+      Team team(3);
+      team.run(60, [&](int64_t, int slot) {
+        bad += std::fegetround() != mode || one / three != expected;
+        helped += slot > 0;
+        work(20000);
+      });
+    }
+    EXPECT(bad == 0, bad << " tickets ran in another rounding mode than " << mode);
+    EXPECT(helped > 0, "no worker came");
+  }
+  std::fesetround(FE_TONEAREST);
+}
+
+// Whole calls of the engine, several at a time.
+void check_calls() {
+  test::Setup setup;
+  test::Problem& p = setup.problem;
+  p.cell = test::Cell::kLstm, p.training = true, p.threads = 3;
+  p.T = 23, p.B = 11, p.I = 24, p.H = 40, p.directions = 2;
+  const test::Geometry g(p, setup.lengths);
+  const test::Inputs in = test::make_inputs(p, g, setup.given, 3);
+  const auto call = [&] {
+    test::Engine<float> engine(setup, g, in);
+    engine.forward();
+    engine.backward();
+    const auto r = engine.results();
+    std::vector<float> all = r.y;
+    for (const auto* v : {&r.h_n, &r.c_n, &r.dx, &r.dh0, &r.dc0, &r.dw[0][0], &r.dw[1][1]})
+      all.insert(all.end(), v->begin(), v->end());
+    return all;
+  };
+  const std::vector<float> expected = call();
+  std::atomic<int64_t> bad{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller)
+    callers.emplace_back([&] {
+      for (int i = 0; i < 4; ++i) {
+        const std::vector<float> got = call();
+        bad += std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) != 0;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT(bad == 0, bad << " calls gave other results beside other calls");
+}
+
+}  // namespace
+
+int main() {
+  const int rounds = test::quick() ? 20 : 200;
+  check_team(rounds);
+  std::printf("teams: every ticket once, slots alone, chains in order\n");
+  check_contention(rounds);
+  check_idle();
+  std::printf("four callers at once; after 30 ms of idleness\n");
+  check_rounding();
+  std::printf("the caller's rounding mode\n");
+  check_calls();
+  std::printf("concurrent calls\n");
+  if (std::getenv("FASTRNN_TEST_NO_FORK")) {  // qemu-user cannot run threads in a forked child
+    std::printf("SKIPPED: forked children\n");
+  } else {
+    check_fork();
+    std::printf("forked children\n");
+  }
+  return test::finish("test_threads");
+}

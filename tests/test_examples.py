@@ -1,0 +1,59 @@
+"""The examples run and reach what their documentation says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+import tolerances
+from _support import ROOT
+
+DIGITS = ROOT / "examples" / "digits_rows.py"
+
+
+def run_digits(tmp_path: Path, *options: str) -> tuple[dict[str, float], float]:
+    """Run the digit classifier; return the accuracies, and the loss curves' distance in float64."""
+    for name in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(name, reason=f"the example needs {name}")
+    picture = tmp_path / "digits.png"
+    result = subprocess.run(
+        [sys.executable, str(DIGITS), *options, "--output", str(picture)],
+        env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    accuracies = re.findall(r"^(\S+): validation accuracy ([\d.]+)", result.stdout, re.MULTILINE)
+    [difference] = re.findall(r"loss curves, torch\.float64: (\S+)", result.stdout)
+    assert {name for name, _ in accuracies} == {"fastrnn", "torch.nn"}
+    return {name: float(value) for name, value in accuracies}, float(difference)
+
+
+def test_digits_rows(tmp_path: Path) -> None:
+    accuracies, difference = run_digits(tmp_path, "--quick")
+    assert difference <= tolerances.LOSS_CURVE
+    assert accuracies["fastrnn"] >= 0.4  # two epochs; ten classes
+    assert abs(accuracies["fastrnn"] - accuracies["torch.nn"]) <= 0.05
+
+
+def test_digits_rows_on_mnist(tmp_path: Path, mnist: Path) -> None:
+    accuracies, difference = run_digits(tmp_path, "--quick", "--data", str(mnist))
+    assert difference <= tolerances.LOSS_CURVE
+    assert accuracies["fastrnn"] >= 0.25
+    assert abs(accuracies["fastrnn"] - accuracies["torch.nn"]) <= 0.05
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_are_short(path: Path) -> None:
+    """One file an application, small enough to read in one go."""
+    assert len(path.read_text().splitlines()) <= 200
