@@ -1,5 +1,6 @@
 // The backward pass of one layer. In phase j the recurrent chains run through block j while the
-// products of block j - 1 are made: one join of the threads per block of steps.
+// products of block j - 1 are made: one join of the threads per block of steps. Of a single row
+// with large weights the threads share the chain itself, step by step, and then the products.
 #pragma once
 
 #include "backward_chain.h"
@@ -18,6 +19,7 @@ struct BackwardPass {
   GradientTickets<C, T> gradients[2];
   GradientScratch<T> scratch[kMaxThreads];
   int chain_count = 0;
+  bool shared_chain = false;
 
   BackwardPass(const Problem& problem, Arena& arena) : p(problem) {
     const int groups = group_count(p);
@@ -26,7 +28,7 @@ struct BackwardPass {
       rows[d].lay_out(p, d, arena);
       for (int g = 0; g < groups; ++g)
         chains[chain_count++].lay_out(rows[d], weights[d], p.B * g / groups, p.B * (g + 1) / groups,
-                                      arena);
+                                      panel_parts(p, C::kRh), arena);
     }
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
   }
@@ -50,7 +52,8 @@ struct BackwardPass {
   // makes both shares of some rows of dx.
   void run_phase(int64_t j, Team& team) {
     const int64_t blocks = rows[0].block_count(), done = j - 1;
-    const int64_t recurrent = j < blocks ? chain_count : 0;
+    if (shared_chain && j < blocks) chains[0].run_block(j);
+    const int64_t recurrent = j < blocks && !shared_chain ? chain_count : 0;
     int64_t ends[4] = {recurrent, recurrent, recurrent, recurrent};
     const int64_t k[2] = {done < 0 ? 0 : rows[0].block_at(done),
                           done < 0 || p.directions == 1 ? 0 : rows[1].block_at(done)};
@@ -105,6 +108,8 @@ void sequence_backward(const Problem& p, const BackwardBuffers& b) {
   Team team(team_size(p));
   pass.pack(b, team);
   pass.bind(b);
+  pass.shared_chain = panel_parts(p, C::kRh) > 1 && team.size() > 1;
+  if (pass.shared_chain) pass.chains[0].share(&team);
   for (int64_t j = 0; j <= pass.rows[0].block_count(); ++j) pass.run_phase(j, team);
 }
 

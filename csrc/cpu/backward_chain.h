@@ -5,6 +5,7 @@
 #include "pack.h"
 #include "product.h"
 #include "rows.h"
+#include "threads.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -141,11 +142,16 @@ class BackwardChain {
   static constexpr int W = V::kWidth;
 
   void lay_out(BackwardRows<C, T>& rows, const BackwardWeights<C, T>& weights, int64_t begin,
-               int64_t end, Arena& arena) {
+               int64_t end, int parts, Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, end_ = end;
-    sums_ = arena.take<T>(larger(Sums<T>::size(w_->hh, end - begin, false),
-                                 rows.p->P ? Sums<T>::size(w_->hr, end - begin, false) : 0));
+    panels_ = {nullptr, parts};
+    sums_size_ = round_up(larger(Sums<T>::size(w_->hh, end - begin, false),
+                                 rows.p->P ? Sums<T>::size(w_->hr, end - begin, false) : 0),
+                          64);
+    sums_ = arena.take<T>(sums_size_ * parts);
   }
+
+  void share(Team* team) { panels_.team = team; }
 
   void bind(const BackwardBuffers& b) {
     const Problem& p = *q_->p;
@@ -197,11 +203,14 @@ class BackwardChain {
   // Through W_hh: the gradient that the step at `t` sends to the output of the step before it, for
   // the first `rows` rows.
   template <class Receive>
-  void recur(int64_t t, int64_t rows, Receive&& take) {
+  void recur(int64_t t, int64_t rows, const Receive& take) {
     if (rows <= 0) return;
     const T* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
                  w_->kRec.first * q_->p->H;
-    product(w_->hh, 0, w_->hh.count(), t & 1, d, q_->ld_d, rows, Sums<T>{sums_, false}, take);
+    panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
+      product(w_->hh, begin, end, t & 1, d, q_->ld_d, rows,
+              Sums<T>{sums_ + part * sums_size_, false}, take);
+    });
   }
 
   // A row's last step: its output's gradient starts from dh_n.
@@ -324,6 +333,8 @@ class BackwardChain {
   BackwardRows<C, T>* q_;
   const BackwardWeights<C, T>* w_;
   int64_t begin_, end_;
+  PanelTeam panels_;
+  int64_t sums_size_;
   T* sums_;
   const T *dh_n_, *dc_n_;
   T *dh0_, *dc0_;

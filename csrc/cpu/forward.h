@@ -56,7 +56,7 @@ class ForwardChain {
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
                int parts, const ForwardWeights<C, T>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
-    parts_ = parts, team_ = nullptr;
+    panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
     rows_ = end - begin;
     block_steps_ = block_steps;
@@ -70,7 +70,7 @@ class ForwardChain {
     sums_size_ = round_up(larger(Sums<T>::size(weights.hh, rows_, false),
                                  p.P ? Sums<T>::size(weights.hr, rows_, false) : 0),
                           64);
-    sums_ = arena.take<T>(sums_size_ * parts_);
+    sums_ = arena.take<T>(sums_size_ * parts);
     start_ = arena.take<int64_t>(block_steps_ + 1);
   }
 
@@ -114,7 +114,7 @@ class ForwardChain {
     }
   }
 
-  void share(Team* team) { team_ = team; }
+  void share(Team* team) { panels_.team = team; }
 
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
@@ -158,18 +158,9 @@ class ForwardChain {
         for (int64_t r = 0; r < active(t); ++r)
           copy_row(gathered_ + (start_[t - low] + r) * ld_x_, x_.row(t, begin_ + r), p_->I);
     }
-    share_panels(w_->ih, [&](int64_t begin, int64_t end, int) {
+    panels_.run(w_->ih.count(), [&](int64_t begin, int64_t end, int) {
       product(w_->ih, begin, end, false, a, lda, rows, Sums<T>{wx_, true},
               [](int64_t, int64_t, int, const T*) {});
-    });
-  }
-
-  // Calls work(begin, end, part) for ranges that cover all panels.
-  template <class Work>
-  void share_panels(const Panels<T>& w, const Work& work) {
-    if (!team_) return work(0, w.count(), 0);
-    team_->run(parts_, [&](int64_t i, int) {
-      work(w.count() * i / parts_, w.count() * (i + 1) / parts_, int(i));
     });
   }
 
@@ -178,7 +169,7 @@ class ForwardChain {
     const T* operand = operand_[s & 1];
     T* next = operand_[(s + 1) & 1];
     const int64_t wx_row = start_[step_in_block];
-    share_panels(w_->hh, [&](int64_t begin, int64_t end, int part) {
+    panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
       product(w_->hh, begin, end, s & 1, operand, ld_operand_, n,
               Sums<T>{sums_ + part * sums_size_, false},
               [&](int64_t p, int64_t r, int count, const T* rh) {
@@ -249,8 +240,8 @@ class ForwardChain {
 
   const Problem* p_;
   const ForwardWeights<C, T>* w_;
-  Team* team_;
-  int direction_, parts_;
+  PanelTeam panels_;
+  int direction_;
   int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_;
   int64_t ld_operand_, ld_state_, ld_x_;
   T *operand_[2], *state_[C::kState], *unprojected_, *gathered_, *wx_, *sums_;

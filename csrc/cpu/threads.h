@@ -47,4 +47,18 @@ class Team {
   bool has_pool_ = false;
 };
 
+// Threads that share the panels of one product, where a single row leaves nothing else to share.
+struct PanelTeam {
+  Team* team = nullptr;  // null: the caller alone
+  int parts = 1;
+
+  // Calls work(begin, end, part) for ranges that cover [0, panels).
+  template <class Work>
+  void run(int64_t panels, const Work& work) const {
+    if (!team) return work(int64_t(0), panels, 0);
+    team->run(parts,
+              [&](int64_t i, int) { work(panels * i / parts, panels * (i + 1) / parts, int(i)); });
+  }
+};
+
 }  // namespace fastrnn
