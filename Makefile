@@ -47,16 +47,16 @@ bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick
 
 .PHONY: isa-test cpp-test asan tsan neon example
-isa-test: $(INSTALLED)  ## run the Python tests with each instruction set of this machine forced
+isa-test: $(INSTALLED)  ## the core of the Python tests, each instruction set of this machine forced
 	for isa in $(ISAS); do \
-	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q $(TEST_ARGS); \
+	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q -m core $(TEST_ARGS); \
 	done
 
-# $(call cpp-test,DIRECTORY,CMAKE OPTIONS)
+# $(call cpp-test,DIRECTORY,CMAKE OPTIONS[,ONE TEST])
 define cpp-test
 	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_TESTS=ON $(2)
-	cmake --build build/$(1) -j $(JOBS)
-	ctest --test-dir build/$(1) --output-on-failure
+	cmake --build build/$(1) -j $(JOBS) $(if $(3),--target $(3))
+	ctest --test-dir build/$(1) --output-on-failure $(if $(3),-R $(3))
 endef
 
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
@@ -64,6 +64,7 @@ SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
 # Sanitizers and qemu are slow: their runs thin out the longest loops.
 asan tsan neon: export FASTRNN_TEST_QUICK := 1
+neon: export FASTRNN_TEST_NO_FORK := 1
 
 cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
 	$(call cpp-test,cpp,-DFASTRNN_WERROR=ON -DFASTRNN_BUILD_PYTHON=ON \
@@ -72,8 +73,8 @@ cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
 asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
 	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN))
 
-tsan: $(VENV)/.tools  ## C++ tests under ThreadSanitizer
-	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread)
+tsan: $(VENV)/.tools  ## the C++ tests of threads under ThreadSanitizer
+	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread,test_threads)
 
 neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qemu-user)
 	$(call cpp-test,neon,-DFASTRNN_WERROR=ON \

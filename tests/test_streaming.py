@@ -18,6 +18,7 @@ def states(value):
     return value if isinstance(value, tuple) else (value,)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("cls", "options"), MODULES)

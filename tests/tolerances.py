@@ -1,14 +1,14 @@
 """The one table of tolerances: how far a result may lie from the truth, and why.
 
-Every bound is ``max(ratio * yardstick, floor * eps * scale)``, for each tensor by itself, times
-``1 + 2 / sqrt(n)`` for a tensor of n numbers: a root mean square of n errors, ours or torch's, has
-a relative standard deviation of 1 / sqrt(2 n), so that of a few numbers is mostly luck.
-``yardstick`` is the error of torch.nn on the same input and ``scale`` the size of the true tensor,
+A tensor's error may be ``max(ratio * yardstick, floor * eps * scale) * (1 + 2 / sqrt(n))``.
+
+``yardstick`` is the error of torch.nn on the same input. ``scale`` is the size of the true tensor,
 or of the numbers that cancelled in it: what half an eps more or less in each input and weight moves
 it by, divided by half an eps. Errors and sizes are measured alike, by the root of the mean square
-or by the largest magnitude. The contract
-is held to the first, for the largest of a tensor's rounding errors is a matter of luck (torch's own
-differ by a factor of 3 from one seed to the next); the second bounds how far one number may stray.
+or by the largest magnitude. The contract is held to the first, for the largest of many rounding
+errors is a matter of luck (torch's own differs by a factor of 3 from seed to seed); the second
+bounds how far a single number may stray. n is how many numbers the tensor has: a root mean square
+of n errors, ours or torch's, has a relative standard deviation of 1 / sqrt(2 n).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def eps(dtype: torch.dtype) -> float:
 def bound(
     kind: str, dtype: torch.dtype, yardstick: float, scale: float, count: float = math.inf
 ) -> float:
-    """Return the largest error allowed; the arguments are as in the module's text, n is ``count``."""
+    """Return the largest error allowed, of ``count`` numbers; the rest as in the text above."""
     row = TOLERANCES[dtype, kind]
     few = 1 + 2 / math.sqrt(max(count, 1))
     return max(row.ratio * yardstick, row.floor * eps(dtype) * scale) * few

@@ -38,7 +38,7 @@ PackedCache = dict[int, tuple[object, Tensor]]
 An entry is never written to again, only replaced: another thread may be reading it.
 """
 
-KEPT_SCRATCH = 1 << 20
+KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
 _CPU = torch.device("cpu")

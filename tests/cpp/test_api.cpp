@@ -232,6 +232,31 @@ Hash hash(const std::vector<std::vector<unsigned char>>& buffers) {
   return {f.words[0], f.words[1]};
 }
 
+// A word's halves, less the constants of its lane, may be what a hash multiplies: neither 0 nor 1
+// in one half must hide a change of the other.
+void check_half_words() {
+  const auto mix = [](uint64_t x) {
+    x = (x ^ x >> 32) * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 29) * 0xc2b2ae3d27d4eb4fu;
+    return x ^ x >> 32;
+  };
+  for (uint64_t lane = 0; lane < 32; ++lane)
+    for (uint64_t half : {0, 1})
+      for (int bit = 0; bit < 64; ++bit) {
+        const uint64_t key = mix(lane + 1), low = 0xffffffffu;
+        const uint64_t high_part = (key & ~low) ^ half << 32, low_part = (key & low) ^ half;
+        uint64_t words[64] = {};
+        words[lane] = bit < 32 ? high_part | (key & 0x3c23d70au) : low_part;
+        const void* pointer = words;
+        const size_t bytes = sizeof words;
+        const Fingerprint before = fingerprint(&pointer, &bytes, 1);
+        words[lane] ^= uint64_t(1) << bit;
+        const Fingerprint after = fingerprint(&pointer, &bytes, 1);
+        EXPECT(std::memcmp(&before, &after, sizeof before),
+               isa() << ": bit " << bit << " of word " << lane << " does not count");
+      }
+}
+
 void check_fingerprint() {
   test::Random random(9);
   int64_t changes = 0;
@@ -288,6 +313,7 @@ int main() {
     check_empty_batch<float>();
     check_empty_batch<double>();
     check_fingerprint();
+    check_half_words();
   }
   std::printf("empty batches; fingerprints of changed, moved, split and reordered buffers\n");
   return test::finish("test_api");

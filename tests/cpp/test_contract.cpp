@@ -43,7 +43,7 @@ void expect_equal(const Results<T>& a, const Results<T>& b, unsigned except, con
 
 template <class T>
 void check_threads(Setup setup, const Geometry& g, const Inputs& in, const Results<T>& expected) {
-  for (int threads : {1, 2, 3, 4, 4, 64}) {
+  for (int threads : {1, 2, 3, 4}) {
     setup.problem.threads = threads;
     expect_equal(run<T>(setup, g, in), expected, 0, "threads or run", setup);
   }
@@ -234,10 +234,11 @@ void check_cells(const std::string& isa) {
     std::sort(s.lengths.rbegin(), s.lengths.rend());
     s.lengths[0] = p.T;
     if (cell == Cell::kLstm) p.P = V + 1;
+    if (cell == Cell::kElman) p.activation = Activation::kRelu;
     check_all<T>(s, 2);
     if (test::quick()) continue;
     p.T = 3, p.B = 300, p.directions = 1, p.reverse = true, s.lengths.clear();
-    p.P = 0, enlarge(), s.layout = Layout::kPaddedRows;
+    p.P = 0, p.activation = Activation::kTanh, enlarge(), s.layout = Layout::kPaddedRows;
     check_all<T>(s, 3);
     p.T = 301, p.B = 2, p.reverse = false, enlarge(), s.layout = Layout::kTimeMajor;
     check_all<T>(s, 4);
