@@ -19,6 +19,13 @@ void check_problem(const Problem& p) {
   FASTRNN_CHECK(p.H >= 1, "H must be at least 1, got " << p.H);
   FASTRNN_CHECK(p.P >= 0 && p.P < p.H, "P must be in [0, H) = [0, " << p.H << "), got " << p.P);
   FASTRNN_CHECK(p.P == 0 || p.cell == Cell::kLstm, "P must be 0: only LSTM has a projection");
+  // Every buffer then has less than 2^62 bytes, and no index overflows.
+  constexpr double kMost = 1 << 28;
+  const double width = 64.0 * (double(p.I) + double(p.H) + 64);
+  FASTRNN_CHECK((double(p.T) + 256) * (double(p.B) + 1) * width < kMost * kMost * 64 &&
+                    (double(p.H) + 64) * width < kMost * kMost * 64,
+                "T, B, I and H must be small enough for buffers below 2^62 bytes, got "
+                    << p.T << ", " << p.B << ", " << p.I << ", " << p.H);
   FASTRNN_CHECK(p.directions == 1 || p.directions == 2,
                 "directions must be 1 or 2, got " << p.directions);
   FASTRNN_CHECK(p.directions == 1 || !p.reverse, "reverse needs directions = 1");

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -121,11 +120,6 @@ class Case:
         return pack_padded_sequence(
             x, self.lengths(), self.batch_first, enforce_sorted=self.layout == "packed"
         )
-
-
-def cases(cells: Iterable[str] = CELLS, **fixed: Any) -> list[Any]:
-    """Return a pytest parameter for each cell, named by its case."""
-    return [pytest.param(Case(cell, **fixed), id=str(Case(cell, **fixed))) for cell in cells]
 
 
 def states_of(case: Case, tensors: Mapping[str, Tensor]) -> Any:

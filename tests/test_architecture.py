@@ -33,14 +33,24 @@ MAY_INCLUDE = {
 }
 # Files of this package, lowest first: each imports only what stands before it.
 IMPORT_ORDER = (
-    ["_core", "cells._spec", "_problem", "_errors", "_checks", "_ops", "_autograd", "_base"]
+    [
+        "_core",
+        "cells._spec",
+        "_problem",
+        "_errors",
+        "_checks",
+        "_ops",
+        "_autograd",
+        "streaming",
+        "_base",
+    ]
     + [f"cells.{name}" for name in CELLS]
     + ["cells", "functional", "__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")
 NAMES_CELLS = re.compile(r"cells/\w+\.h|" + re.escape(PUBLIC))
-ISAS = re.compile(r"\b\w*(avx|sse|neon)\w*\b", re.IGNORECASE)
+ISAS = re.compile(r"\b\w*(avx|sse\d|neon)\w*\b", re.IGNORECASE)
 # Kernels never allocate, print, lock or throw; these files are no kernels.
 NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)")
 FORBIDDEN_IN_KERNELS = re.compile(
@@ -138,10 +148,18 @@ def test_headers_are_guarded(path: Path) -> None:
     assert re.search(r"^#pragma once$", path.read_text(), re.MULTILINE)
 
 
+def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a syntax tree, but for what only type checkers read."""
+    if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from run_time_nodes(child)
+
+
 def imported(path: Path) -> Iterator[str]:
     """Yield the dotted names of everything that a module imports, relative ones resolved."""
     package = path.relative_to(PACKAGE.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in run_time_nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

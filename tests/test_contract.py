@@ -25,7 +25,6 @@ from _support import (
     twin,
 )
 
-PER_SEQUENCE = ("y", "h_n", "c_n", "d.x", "d.h0", "d.c0")
 # T, B, I, H: rows to split over threads, few rows and many units, one row, one step, two partial
 # sums, several panels and time blocks.
 SHAPES = ((9, 40, 7, 20), (6, 2, 30, 150), (30, 1, 8, 70), (1, 70, 20, 33), (13, 33, 17, 64))

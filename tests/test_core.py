@@ -27,8 +27,16 @@ GOOD: dict[str, Any] = {
     "threads": 1,
 }
 BAD = (
-    [{name: value} for name in ("T", "I", "H") for value in (0, -1)]
-    + [{"B": -1}, {"P": -1}, {"threads": 0}, {"directions": 0}, {"directions": 3}]
+    [{name: -1} for name in ("T", "I", "H")]
+    + [
+        {"T": 0},
+        {"H": 0},
+        {"B": -1},
+        {"P": -1},
+        {"threads": 0},
+        {"directions": 0},
+        {"directions": 3},
+    ]
     + [{"cell": "transformer"}, {"dtype": "int64"}, {"dtype": "float16"}, {"activation": "sine"}]
     + [{"cell": "gru", "P": 2}, {"P": 5}, {"directions": 2, "reverse": True}]
     + [{"activation": "relu"}, {"T": 2**40, "B": 2**40}, {"H": 2**62}]

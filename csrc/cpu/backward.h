@@ -54,28 +54,31 @@ struct BackwardPass {
     const int64_t blocks = rows[0].block_count(), done = j - 1;
     if (shared_chain && j < blocks) chains[0].run_block(j);
     const int64_t recurrent = j < blocks && !shared_chain ? chain_count : 0;
-    int64_t ends[4] = {recurrent, recurrent, recurrent, recurrent};
     const int64_t k[2] = {done < 0 ? 0 : rows[0].block_at(done),
                           done < 0 || p.directions == 1 ? 0 : rows[1].block_at(done)};
-    const bool shared = p.directions == 2 && k[0] == k[1];
-    const bool add = p.directions == 2 && 2 * done > blocks - 1;
+    const bool both = p.directions == 2, shared = both && k[0] == k[1];
+    const bool add = both && 2 * done > blocks - 1;
+    // Tickets in this order: chains, weights of each direction, inputs of each direction.
+    int64_t end[5] = {recurrent, recurrent, recurrent, recurrent, recurrent};
     if (done >= 0) {
-      ends[1] = ends[0] + p.directions * gradients[0].weight_tickets();
-      ends[2] = ends[1] + gradients[0].input_tickets(k[0]);
-      ends[3] = ends[2] + (p.directions == 2 && !shared ? gradients[1].input_tickets(k[1]) : 0);
+      end[1] = end[0] + gradients[0].weight_tickets();
+      end[2] = end[1] + (both ? gradients[1].weight_tickets() : 0);
+      end[3] = end[2] + gradients[0].input_tickets(k[0]);
+      end[4] = end[3] + (both && !shared ? gradients[1].input_tickets(k[1]) : 0);
     }
-    team.run(ends[3], [&](int64_t i, int slot) {
+    team.run(end[4], [&](int64_t i, int slot) {
       const GradientScratch<T>& s = scratch[slot];
-      if (i < ends[0]) {
+      if (i < end[0]) {
         chains[i].run_block(j);
-      } else if (i < ends[1]) {
-        const int64_t each = gradients[0].weight_tickets(), d = (i - ends[0]) / each;
-        gradients[d].weights((i - ends[0]) % each, k[d], done == 0, s);
-      } else if (i < ends[2]) {
-        gradients[0].inputs(i - ends[1], k[0], add, s);
-        if (shared) gradients[1].inputs(i - ends[1], k[1], true, s);
+      } else if (i < end[1]) {
+        gradients[0].weights(i - end[0], k[0], done == 0, s);
+      } else if (i < end[2]) {
+        gradients[1].weights(i - end[1], k[1], done == 0, s);
+      } else if (i < end[3]) {
+        gradients[0].inputs(i - end[2], k[0], add, s);
+        if (shared) gradients[1].inputs(i - end[2], k[1], true, s);
       } else {
-        gradients[1].inputs(i - ends[2], k[1], add, s);
+        gradients[1].inputs(i - end[3], k[1], add, s);
       }
     });
   }

@@ -171,7 +171,7 @@ constexpr int64_t kPanelBytes = 256 << 10;
 template <class T>
 int64_t k_block(const Panels<T>& w, int64_t rows) {
   const int64_t limit = kPanelBytes / (w.columns() * w.W * int64_t(sizeof(T)));
-  if (w.k <= limit || rows <= max_tile_rows(w.columns())) return w.k;
+  if (w.k <= limit || rows <= max_tile_rows(w.columns())) return w.k > 0 ? w.k : 1;
   const int64_t parts = (w.k + limit - 1) / limit;
   return (w.k + parts - 1) / parts;
 }
@@ -207,7 +207,7 @@ void product(const Panels<T>& w, int64_t begin, int64_t end, bool descending, co
              int64_t lda, int64_t rows, Sums<T> sums, Done&& done) {
   constexpr int W = Vec<T>::kWidth;
   if (rows <= 0) return;
-  const int64_t k_step = k_block(w, rows);
+  const int64_t k_step = k_block(w, rows);  // at least 1: without any k there is one pass too
   const bool keep = sums.keep || k_step < w.k;
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
   for (int64_t k0 = 0; k0 == 0 || k0 < w.k; k0 += k_step) {

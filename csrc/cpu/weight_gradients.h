@@ -79,14 +79,21 @@ class OuterProduct {
   int64_t units_, rows_, tiles_;
 };
 
-// db[u] gets the sum over rows of a[row, u].
+// db[u] gets the sum over rows of a[row, u], in partial sums of 32 rows: a bias has no product
+// whose rounding would hide that of a long chain.
 template <class T>
 void sum_rows(Factor<T> a, int64_t units, int64_t rows, T* db, bool fresh) {
   constexpr int W = Vec<T>::kWidth;
+  constexpr int64_t kPart = 32;
   for (int64_t u = 0; u < units; u += W) {
     const int n = int(smaller(W, units - u));
     Vec<T> sum(T(0));
-    for (int64_t k = 0; k < rows; ++k) sum = sum + Vec<T>::load(a.data + k * a.ld + u);
+    for (int64_t k0 = 0; k0 < rows; k0 += kPart) {
+      Vec<T> part(T(0));
+      for (int64_t k = k0; k < smaller(k0 + kPart, rows); ++k)
+        part = part + Vec<T>::load(a.data + k * a.ld + u);
+      sum = sum + part;
+    }
     (fresh ? sum : Vec<T>::load(db + u, n) + sum).store(db + u, n);
   }
 }

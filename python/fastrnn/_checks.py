@@ -60,7 +60,7 @@ def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -
             raise _errors.input_dtype(layer, x, tensor)
         raise _errors.dtype(layer.owner, name, x, tensor)
     if is_fake(layer.owner, name, tensor) is not fake:
-        raise _errors.subclass(layer.owner, name, x if fake else tensor)
+        raise _errors.mixed(layer.owner, name, x, tensor)
 
 
 def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, int, tuple[int, ...]]:

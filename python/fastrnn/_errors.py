@@ -70,8 +70,16 @@ def not_a_tensor(owner: str, name: str, got: object) -> Exception:
 def subclass(owner: str, name: str, got: Tensor) -> Exception:
     """Return the error for a tensor whose memory is not plainly its own."""
     return TypeError(
-        f"{owner}: {name} must be a plain torch.Tensor, or all tensors must be fake, got "
-        f"{type(got).__name__}; give the tensor that it wraps"
+        f"{owner}: {name} must be a plain torch.Tensor, got {type(got).__name__}; "
+        "give the tensor that it wraps"
+    )
+
+
+def mixed(owner: str, name: str, x: Tensor, got: Tensor) -> Exception:
+    """Return the error for a real tensor among fake ones, or the reverse."""
+    return TypeError(
+        f"{owner}: {name} and input must both be real or both fake, got {type(got).__name__} and "
+        f"{type(x).__name__}; make the real one fake with mode.from_tensor(tensor)"
     )
 
 

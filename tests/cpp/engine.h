@@ -8,6 +8,7 @@
 #include <csignal>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -45,13 +46,13 @@ inline std::string describe(const Setup& s) {
   return out.str();
 }
 
-// A read past a buffer may crash: says in which case.
+// A read past a buffer may crash, on any thread: says in which case.
 inline void expect_no_crash(const std::string& what) {
-  static thread_local char text[512];
-  static thread_local size_t length;
-  length = static_cast<size_t>(std::snprintf(text, sizeof text, "FAILED: crash, %s\n", what.c_str()));
-  const auto report = [](int) { _exit(write(1, text, length) > 0 ? 1 : 2); };
-  std::signal(SIGSEGV, report);
+  static std::mutex writing;
+  static char text[512];
+  const std::lock_guard<std::mutex> lock(writing);
+  std::snprintf(text, sizeof text, "FAILED: crash, %s\n", what.c_str());
+  std::signal(SIGSEGV, [](int) { _exit(write(1, text, std::strlen(text)) > 0 ? 1 : 2); });
 }
 
 template <class T>
