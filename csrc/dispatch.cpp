@@ -18,7 +18,8 @@ void check_problem(const Problem& p) {
   FASTRNN_CHECK(p.I >= 0, "I must not be negative, got " << p.I);
   FASTRNN_CHECK(p.H >= 1, "H must be at least 1, got " << p.H);
   FASTRNN_CHECK(p.P >= 0 && p.P < p.H, "P must be in [0, H) = [0, " << p.H << "), got " << p.P);
-  FASTRNN_CHECK(p.P == 0 || p.cell == Cell::kLstm, "P must be 0: only LSTM has a projection");
+  FASTRNN_CHECK(p.P == 0 || cell_info(p.cell).projects,
+                "P must be 0: cell " << cell_info(p.cell).name << " has no projection");
   // Every buffer then has less than 2^62 bytes, and no index overflows.
   constexpr double kMost = 1 << 28;
   const double width = 64.0 * (double(p.I) + double(p.H) + 64);
@@ -30,8 +31,8 @@ void check_problem(const Problem& p) {
                 "directions must be 1 or 2, got " << p.directions);
   FASTRNN_CHECK(p.directions == 1 || !p.reverse, "reverse needs directions = 1");
   FASTRNN_CHECK(p.threads >= 1, "threads must be at least 1, got " << p.threads);
-  FASTRNN_CHECK(p.activation == Activation::kTanh || p.cell == Cell::kElman,
-                "activation relu is for Elman cells");
+  FASTRNN_CHECK(p.activation == Activation::kTanh || cell_info(p.cell).has_relu,
+                "activation must be tanh: cell " << cell_info(p.cell).name << " has no other");
 }
 
 void check_offsets(const Problem& p, const int64_t* offsets) {
@@ -85,7 +86,7 @@ void forward(const Problem& problem, const ForwardBuffers& buffers) {
   FASTRNN_CHECK(b.packed && b.workspace, "packed and workspace must be given");
   if (problem.B > 0) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y && b.h_n, "x, y and h_n must be given");
-    FASTRNN_CHECK(b.c_n || problem.cell != Cell::kLstm, "c_n must be given");
+    FASTRNN_CHECK(b.c_n || cell_info(problem.cell).states == 1, "c_n must be given");
     const bool saves = cell_info(problem.cell).saved > 0;
     FASTRNN_CHECK(b.reserve || !problem.training || !saves, "reserve must be given to train");
   }
@@ -164,7 +165,7 @@ Cell cell_from_name(const std::string& name) {
     names += i ? std::string(", ") + known : known;
   }
   FASTRNN_CHECK(false, "cell must be one of " << names << ", got " << name);
-  return Cell::kElman;
+  return Cell(0);
 }
 
 Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t count) {

@@ -10,6 +10,7 @@ struct Elman {
   static constexpr int kState = 1;
   static constexpr int kSaved = 0;
   static constexpr int kStateSlot[kState] = {-1};
+  static constexpr bool kProjects = false, kHasRelu = true;
   static constexpr bool kHoldsOutput = false;
   static constexpr bool kReadsOutput = true;
   static constexpr int kD = 1;

@@ -11,6 +11,7 @@ struct Gru {
   static constexpr int kState = 1;
   static constexpr int kSaved = 4;  // r, z, n, rh of n
   static constexpr int kStateSlot[kState] = {-1};
+  static constexpr bool kProjects = false, kHasRelu = false;
   static constexpr bool kHoldsOutput = true;
   static constexpr bool kReadsOutput = false;
   static constexpr int kD = 4;  // of n, r, z, and n's recurrent part

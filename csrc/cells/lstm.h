@@ -11,6 +11,7 @@ struct Lstm {
   static constexpr int kState = 2;  // h, c
   static constexpr int kSaved = 5;  // i, f, g, o, c'
   static constexpr int kStateSlot[kState] = {-1, 4};
+  static constexpr bool kProjects = true, kHasRelu = false;
   static constexpr bool kHoldsOutput = false;
   static constexpr bool kReadsOutput = false;
   static constexpr int kD = 4;

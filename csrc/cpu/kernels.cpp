@@ -38,7 +38,8 @@ void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
 
 const Kernels& kernels() {
 #define FASTRNN_ENTRY(type, id, name) {cell_kernels<type, float>(), cell_kernels<type, double>()},
-#define FASTRNN_INFO(type, id, name) {name, type::kWx, type::kState, type::kSaved},
+#define FASTRNN_INFO(type, id, name) \
+  {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu},
   static constexpr Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
                                   {FASTRNN_CELLS(FASTRNN_INFO)},
                                   hash_buffers,

@@ -78,8 +78,9 @@ inline uint64_t mix(uint64_t x) {
   return x ^ x >> 32;
 }
 
-// Two sums in each lane of some registers: of every word and a product of its halves, and of the
-// first sum so far, so that places count. A changed word changes the first sum.
+// Two sums in each lane of some registers: of the words, so that a single changed word always
+// counts; and of the first sum so far and the product of a word's halves, rotated at every word, so
+// that places count and that changes which cancel in one sum do not in the other.
 struct HashLanes {
   typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
   static constexpr int kVectors = 4, kWords = kVectors * kVectorBytes / 8;
@@ -101,8 +102,9 @@ struct HashLanes {
         Words w;
         __builtin_memcpy(&w, p + i * kVectorBytes, sizeof w);
         const Words v = w ^ l.key[i];
-        l.sum[i] += (v & 0xffffffffu) * (v >> 32) + w;
-        l.places[i] += l.sum[i];
+        l.sum[i] += w;
+        l.places[i] =
+            (l.places[i] << 5 | l.places[i] >> 59) + l.sum[i] + (v & 0xffffffffu) * (v >> 32);
       }
     }
     *this = l;

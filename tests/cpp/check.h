@@ -33,12 +33,12 @@ inline void record(bool ok, const char* file, int line, const std::string& text)
 }
 
 // The message is only put together on failure.
-#define EXPECT(condition, message)                                             \
-  do {                                                                         \
-    const bool expect_ok = static_cast<bool>(condition);                       \
-    std::ostringstream expect_text;                                            \
-    if (!expect_ok) expect_text << #condition << ": " << message;              \
-    ::test::record(expect_ok, __FILE__, __LINE__, expect_text.str());          \
+#define EXPECT(condition, message)                                    \
+  do {                                                                \
+    const bool expect_ok = static_cast<bool>(condition);              \
+    std::ostringstream expect_text;                                   \
+    if (!expect_ok) expect_text << #condition << ": " << message;     \
+    ::test::record(expect_ok, __FILE__, __LINE__, expect_text.str()); \
   } while (false)
 
 inline int finish(const char* name) {
@@ -99,8 +99,8 @@ class Guarded {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     behind_ = number % 2 ? 0 : kGuard + number / 2 % 7 * sizeof(T);
     size_ = (kGuard + bytes_ + behind_ + page - 1) / page * page;
-    void* memory = mmap(nullptr, size_ + page, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        mmap(nullptr, size_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || mprotect(static_cast<char*>(memory) + size_, page, PROT_NONE))
       std::abort();
     memory_ = static_cast<unsigned char*>(memory);

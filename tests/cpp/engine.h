@@ -40,9 +40,9 @@ inline std::string describe(const Setup& s) {
       << (p.activation == Activation::kRelu ? " relu" : "") << " T=" << p.T << " B=" << p.B
       << " I=" << p.I << " H=" << p.H << " P=" << p.P << " directions=" << p.directions
       << (p.reverse ? " reverse" : "") << (p.bias ? "" : " no bias") << (p.ragged ? " ragged" : "")
-      << (p.training ? " training" : "") << " threads=" << p.threads
-      << " layout=" << int(s.layout) << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0
-      << s.given.dy << s.given.dh_n << s.given.dc_n << " unwanted=" << s.unwanted;
+      << (p.training ? " training" : "") << " threads=" << p.threads << " layout=" << int(s.layout)
+      << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0 << s.given.dy << s.given.dh_n
+      << s.given.dc_n << " unwanted=" << s.unwanted;
   return out.str();
 }
 
@@ -120,7 +120,9 @@ class Engine {
   }
 
   void backward() {
-    const auto wanted = [&](unsigned bit, auto& p) { return setup_.unwanted & bit ? nullptr : at(p); };
+    const auto wanted = [&](unsigned bit, auto& p) {
+      return setup_.unwanted & bit ? nullptr : at(p);
+    };
     fastrnn::BackwardBuffers b;
     b.x = at(x_.memory), b.x_strides = x_.strides;
     b.offsets = setup_.problem.ragged ? g_.offsets.data() : nullptr;
@@ -215,7 +217,8 @@ class Engine {
     if (setup_.layout == Layout::kBatchFirst) r.strides = {features, p.T * features};
     if (setup_.layout == Layout::kPaddedRowsAndSteps) r.strides.step += 5;
     if (p.ragged) r.strides = {-1, features + (padded ? 3 : 0)};
-    if (features > 0 && g_.N > 0) make(r.memory, position(r, p.T - 1, rows_at(p.T - 1) - 1) + features);
+    if (features > 0 && g_.N > 0)
+      make(r.memory, position(r, p.T - 1, rows_at(p.T - 1) - 1) + features);
   }
   void load_rows(Rows& r, int64_t features, const Values& from) {
     make_rows(r, features);

@@ -44,10 +44,10 @@ struct Geometry {
 };
 
 struct Inputs {
-  Values x;         // [N,I]
-  Values h0, c0;    // [D,B,O], [D,B,H]
-  Values w[2][5];   // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
-  Values dy;        // [N,D*O]
+  Values x;        // [N,I]
+  Values h0, c0;   // [D,B,O], [D,B,H]
+  Values w[2][5];  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
+  Values dy;       // [N,D*O]
   Values dh_n, dc_n;
 };
 

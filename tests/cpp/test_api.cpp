@@ -28,7 +28,8 @@ std::string error_of(const Call& call) {
 template <class Call>
 void expect_error(const Call& call, const char* field) {
   const std::string text = error_of(call);
-  EXPECT(text.find(field) != std::string::npos, "expected an error about " << field << ", got: " << text);
+  EXPECT(text.find(field) != std::string::npos,
+         "expected an error about " << field << ", got: " << text);
 }
 
 Problem small() {
@@ -153,15 +154,23 @@ void check_offsets() {
   for (const auto& good : {std::vector<int64_t>{0, 2, 4, 5, 6}, {0, 2}, {0, 2, 3}})
     EXPECT(with(good, true) == "no error", with(good, true));
   using Offsets = std::vector<int64_t>;
-  for (const Offsets& bad : {Offsets{}, {1, 3}, {0, 3, 4}, {0, 1}, {0, 2, 2}, {0, 2, 5}, {0, 2, 1},
-                             {0, 2, 3, 5}, {0, 2, 4, 4, 5}})
+  for (const Offsets& bad : {Offsets{},
+                             {1, 3},
+                             {0, 3, 4},
+                             {0, 1},
+                             {0, 2, 2},
+                             {0, 2, 5},
+                             {0, 2, 1},
+                             {0, 2, 3, 5},
+                             {0, 2, 4, 4, 5}})
     EXPECT(with(bad, true).find("offsets") == 0, "ragged: " << with(bad, true));
   EXPECT(with({0, 2, 4}, false).find("offsets") == 0, "dense: " << with({0, 2, 4}, false));
 }
 
 void check_names() {
   EXPECT(cell_from_name("elman") == Cell::kElman && cell_from_name("lstm") == Cell::kLstm &&
-             cell_from_name("gru") == Cell::kGru, "cells by name");
+             cell_from_name("gru") == Cell::kGru,
+         "cells by name");
   expect_error([] { cell_from_name("transformer"); }, "elman, lstm, gru, got transformer");
   const CellInfo lstm = cell_info(Cell::kLstm), gru = cell_info(Cell::kGru);
   EXPECT(lstm.gates == 4 && lstm.states == 2 && gru.gates == 3 && gru.states == 1, "counts");
@@ -173,7 +182,8 @@ void check_names() {
   }
   EXPECT(std::string(version()).find('.') != std::string::npos, version());
   const std::string before = isa();
-  for (const char* name : {"", "sse9", "AVX2", "avx2 "}) expect_error([&] { set_isa(name); }, "isa");
+  for (const char* name : {"", "sse9", "AVX2", "avx2 "})
+    expect_error([&] { set_isa(name); }, "isa");
   EXPECT(before == isa(), "an unknown instruction set changed the one in use");
   for (const std::string& name : available_isas()) {
     set_isa(name);
@@ -196,7 +206,8 @@ void check_environment() {
     EXPECT(WIFEXITED(status) && !WEXITSTATUS(status), "FASTRNN_ISA=" << name);
   };
   child("sse9", [] { return error_of([] { isa(); }).find("FASTRNN_ISA must be one of") == 0; });
-  child("sse9", [] { return error_of([] { sizes(small()); }).find("got sse9") != std::string::npos; });
+  child("sse9",
+        [] { return error_of([] { sizes(small()); }).find("got sse9") != std::string::npos; });
   const std::vector<std::string> names = available_isas();
   for (const std::string& name : names) child(name.c_str(), [&] { return name == isa(); });
 }
@@ -289,10 +300,11 @@ void check_fingerprint() {
     const std::vector<unsigned char> tail(a.begin() + int64_t(n / 2), a.end());
     std::vector<unsigned char> longer(a);
     longer.push_back(0);
-    const Hash others[] = {hash({}), hash({a, {}}), hash({{}, a}), hash({longer}), hash({a, a}),
-                           hash({head, tail}), hash({tail, head})};
+    const Hash others[] = {hash({}),     hash({a, {}}),      hash({{}, a}),     hash({longer}),
+                           hash({a, a}), hash({head, tail}), hash({tail, head})};
     for (const Hash& other : others) {
-      if (n == 1 && (&other == &others[5] || &other == &others[6])) continue;  // as {{}, a}, {a, {}}
+      if (n == 1 && (&other == &others[5] || &other == &others[6]))
+        continue;  // as {{}, a}, {a, {}}
       EXPECT(seen.insert(other).second, "buffers split, ordered or added alike, " << n << " bytes");
     }
   }

@@ -11,7 +11,8 @@ using namespace test;
 
 template <class T>
 bool equal(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
+  return a.size() == b.size() &&
+         (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
 }
 
 template <class T>
@@ -145,13 +146,15 @@ void check_companions(const Setup& setup, const Geometry& g, const Inputs& in,
 
 // A sequence of NaN leaves the others as they are.
 template <class T>
-void check_nan(const Setup& setup, const Geometry& g, const Inputs& in, const Results<T>& expected) {
+void check_nan(const Setup& setup, const Geometry& g, const Inputs& in,
+               const Results<T>& expected) {
   const int64_t bad = setup.problem.B / 2, I = setup.problem.I;
   Inputs poisoned = in;
   for (int64_t t = 0; t < g.length[size_t(bad)]; ++t)
     std::fill_n(poisoned.x.begin() + g.row(t, bad) * I, I, NAN);
   const Results<T> r = run<T>(setup, g, poisoned);
-  for (const auto& [begin, end] : {std::pair(int64_t(0), bad), std::pair(bad + 1, setup.problem.B)}) {
+  for (const auto& [begin, end] :
+       {std::pair(int64_t(0), bad), std::pair(bad + 1, setup.problem.B)}) {
     if (begin == end) continue;
     const Part part(setup, g, in, begin, end);
     const Geometry small(part.setup.problem, part.setup.lengths);
@@ -201,8 +204,8 @@ void check_long_sums(int64_t T_, int64_t B, bool reverse) {
   for (const auto& sums : {r.dw[0][0], r.dw[0][2], r.dw[0][3]})
     for (float sum : sums) {
       const double error = std::fabs(sum / exact - 1);
-      EXPECT(error <= limit, "a sum over " << n << " rows is off by " << error << ", limit " << limit
-                                           << ", " << describe(s));
+      EXPECT(error <= limit, "a sum over " << n << " rows is off by " << error << ", limit "
+                                           << limit << ", " << describe(s));
     }
 }
 

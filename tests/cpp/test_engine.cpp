@@ -98,7 +98,8 @@ template <class T>
 void random_cases(Cell cell, const std::string& isa) {
   const int64_t V = vector_width<T>(isa);
   Random random(1000 + uint64_t(cell));
-  for (int64_t H : {int64_t(1), V - 1, V, V + 1, 2 * V, 2 * V + 1, 4 * V, 4 * V + 1, 8 * V + 3, 13 * V})
+  for (int64_t H :
+       {int64_t(1), V - 1, V, V + 1, 2 * V, 2 * V + 1, 4 * V, 4 * V + 1, 8 * V + 3, 13 * V})
     for (int i = 0; H > 0 && i < (quick() ? 4 : 16); ++i)
       compare<T>(draw<T>(random, cell, H, V), random.bits());
 }

@@ -2,9 +2,9 @@
 // all floats of the exponents where the functions bend, a sample of all others, and many doubles.
 #include <fastrnn/fastrnn.h>
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <algorithm>
 #include <limits>
 
 #include "check.h"
@@ -110,7 +110,8 @@ class Meter {
         const Exact<Wide>& e = exact[i / 2];
         const double* u = &unit[i / 2 * 3];
         odd &= same(t[i + 1], -t[i]);
-        bounded &= t[i] >= 0 && t[i] <= 1 && s[i] >= 0 && s[i] <= 1 && s[i + 1] >= 0 && s[i + 1] <= 1;
+        bounded &=
+            t[i] >= 0 && t[i] <= 1 && s[i] >= 0 && s[i] <= 1 && s[i + 1] >= 0 && s[i + 1] <= 1;
         note(worst_[k].tanh, x_[i], t[i], e.tanh, u[0]);
         note(worst_[k].sigmoid, x_[i], s[i], e.sigmoid, u[1]);
         note(worst_[k].sigmoid, -x_[i], s[i + 1], e.sigmoid_of_minus, u[2]);
@@ -140,10 +141,11 @@ class Meter {
     }
   }
   void report(const char* isa, const char* function, const Worst& worst, double limit) {
-    std::printf("%-8s %s%d: %.4f ulp at %.17g (limit %.2f); below the smallest normal number %.3g of "
-                "it; %lld values\n",
-                isa, function, int(8 * sizeof(T)), worst.ulp, worst.at, limit, worst.tiny,
-                static_cast<long long>(values_));
+    std::printf(
+        "%-8s %s%d: %.4f ulp at %.17g (limit %.2f); below the smallest normal number %.3g of "
+        "it; %lld values\n",
+        isa, function, int(8 * sizeof(T)), worst.ulp, worst.at, limit, worst.tiny,
+        static_cast<long long>(values_));
     EXPECT(worst.ulp <= limit, isa << ' ' << function << ": " << worst.ulp << " ulp");
     EXPECT(worst.tiny <= kTinyError, isa << ' ' << function << ": tiny results " << worst.tiny);
   }
@@ -163,23 +165,28 @@ void measure_floats() {
   std::vector<int> exponents = {-20};
   for (int e = -12; e <= 6; ++e) exponents.push_back(e);
   for (int e : exponents)
-    for (uint32_t m = 0; m < 1u << 23; m += every) meter.add(from_bits<float>(uint32_t(e + 127) << 23 | m));
+    for (uint32_t m = 0; m < 1u << 23; m += every)
+      meter.add(from_bits<float>(uint32_t(e + 127) << 23 | m));
   for (uint32_t m = 0; m < 1u << 23; m += 97 * every) meter.add(from_bits<float>(m));
-  for (uint32_t bits = 0; bits < 0x7f800000u; bits += 1009 * every) meter.add(from_bits<float>(bits));
+  for (uint32_t bits = 0; bits < 0x7f800000u; bits += 1009 * every)
+    meter.add(from_bits<float>(bits));
   meter.report();
 }
 
 void measure_doubles() {
   Meter<double> meter;
   test::Random random(3);
-  const auto fraction = [&] { return (random.bits() + random.bits() / 4294967296.0) / 4294967296.0; };
+  const auto fraction = [&] {
+    return (random.bits() + random.bits() / 4294967296.0) / 4294967296.0;
+  };
   const int each = test::quick() ? 200 : 10000;
   for (int e = -60; e <= 10; ++e)
     for (int i = 0; i < each; ++i) meter.add(std::ldexp(1 + fraction(), e));
   for (int i = 0; i < 100 * each; ++i) meter.add(fraction() * 20);
   for (int i = 0; i < 10 * each; ++i) meter.add(fraction() * 760);
   for (int i = 0; i < each; ++i)
-    meter.add(from_bits<double>((uint64_t(random.bits()) << 32 | random.bits()) % 0x7ff0000000000000u));
+    meter.add(
+        from_bits<double>((uint64_t(random.bits()) << 32 | random.bits()) % 0x7ff0000000000000u));
   meter.report();
 }
 
@@ -193,10 +200,10 @@ void check_special_values(const fastrnn::IsaEntry& isa) {
     T x, tanh, sigmoid;
   };
   const T half = T(0.5);
-  const Row rows[] = {{T(0), T(0), half},     {-T(0), -T(0), half},     {inf, 1, 1},
-                      {-inf, -1, 0},          {most, 1, 1},             {-most, -1, 0},
-                      {least, least, half},   {-least, -least, half},   {small, small, half},
-                      {-small, -small, half}, {T(40), 1, 1},            {-T(40), -1, -1},
+  const Row rows[] = {{T(0), T(0), half},     {-T(0), -T(0), half},   {inf, 1, 1},
+                      {-inf, -1, 0},          {most, 1, 1},           {-most, -1, 0},
+                      {least, least, half},   {-least, -least, half}, {small, small, half},
+                      {-small, -small, half}, {T(40), 1, 1},          {-T(40), -1, -1},
                       {nan, nan, nan},        {-nan, nan, nan}};
   const auto agrees = [](T got, T expected) {
     return std::isnan(expected) ? std::isnan(got) : same(got, expected);
@@ -211,10 +218,12 @@ void check_special_values(const fastrnn::IsaEntry& isa) {
       isa.kernels->map(Function::kSigmoid, Types<T>::dtype, x, s, n);
       EXPECT(agrees(t[n - 1], row.tanh), isa.name << " tanh(" << row.x << ") = " << t[n - 1]);
       if (row.sigmoid >= 0 || std::isnan(row.sigmoid))
-        EXPECT(agrees(s[n - 1], row.sigmoid), isa.name << " sigmoid(" << row.x << ") = " << s[n - 1]);
+        EXPECT(agrees(s[n - 1], row.sigmoid),
+               isa.name << " sigmoid(" << row.x << ") = " << s[n - 1]);
       EXPECT(t[n] == T(-7) && s[n] == T(-7), isa.name << " wrote past " << n << " values");
       for (int i = 0; i + 1 < n; ++i)
-        EXPECT(std::fabs(t[i] - std::tanh(T(0.25))) < 1e-6, isa.name << " lane " << i << " of " << n);
+        EXPECT(std::fabs(t[i] - std::tanh(T(0.25))) < 1e-6,
+               isa.name << " lane " << i << " of " << n);
     }
 }
 

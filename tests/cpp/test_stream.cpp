@@ -18,7 +18,8 @@ std::vector<T> convert(const Values& v) {
 
 template <class T>
 bool equal(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
+  return a.size() == b.size() &&
+         (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
 }
 
 // A stack of layers, layer by layer through forward(): what a stream must repeat.
@@ -108,7 +109,8 @@ void check_stack(const Problem& p, int layers, uint64_t seed) {
   // A new stream's state is zeros.
   states(stream, h, c);
   EXPECT(std::count(h.begin(), h.end(), T(0)) == int64_t(h.size()) &&
-             std::count(c.begin(), c.end(), T(0)) == int64_t(c.size()), "initial state, " << what);
+             std::count(c.begin(), c.end(), T(0)) == int64_t(c.size()),
+         "initial state, " << what);
   stream.set_state(stack.h0.data(), c0);
   states(stream, h, c);
   EXPECT(equal(h, stack.h0) && equal(c, stack.c0), "get_state after set_state, " << what);
@@ -165,7 +167,8 @@ void check_misuse() {
     } catch (const std::invalid_argument& e) {
       text = e.what();
     }
-    EXPECT(text.find(field) != std::string::npos, "expected an error about " << field << ": " << text);
+    EXPECT(text.find(field) != std::string::npos,
+           "expected an error about " << field << ": " << text);
   };
   bad("B must", 1, [](Problem& p) { p.B = 0; });
   bad("H must", 1, [](Problem& p) { p.H = 0; });

@@ -130,6 +130,8 @@ class Stream {
 struct CellInfo {
   const char* name;
   int gates, states, saved;
+  bool projects;  // P > 0 is possible
+  bool has_relu;  // Activation::kRelu is possible
 };
 CellInfo cell_info(Cell cell);
 Cell cell_from_name(const std::string& name);
