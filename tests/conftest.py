@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastrnn import _ops
+
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
 
@@ -48,6 +50,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.Tensor, "new_empty_strided"),
     ):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    # Memory kept from an earlier call is not fresh.
+    monkeypatch.setattr(_ops, "KEPT_SCRATCH", 0)
 
 
 @pytest.fixture(autouse=True)

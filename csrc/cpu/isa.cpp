@@ -72,7 +72,8 @@ const IsaEntry& find(const std::string& name, const char* source) {
 }
 
 const IsaEntry& choose() {
-  if (const char* name = std::getenv("FASTRNN_ISA")) return find(name, "FASTRNN_ISA");
+  const char* name = std::getenv("FASTRNN_ISA");
+  if (name && *name) return find(name, "FASTRNN_ISA");
   const IsaEntry* best = nullptr;
   for (const IsaEntry& entry : isa_list())
     if (entry.supported) best = &entry;
