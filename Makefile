@@ -17,7 +17,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') $(wildcard cmake/*)
 CXX_FILES = $(shell find csrc tests/cpp examples/cpp -name '*.h' -o -name '*.cpp')
-ISAS = $(shell python -c "from fastrnn import _core; print(*_core.available_isas())")
 
 .PHONY: help
 help:  ## list the targets
@@ -48,7 +47,8 @@ bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 
 .PHONY: isa-test cpp-test asan tsan neon example
 isa-test: $(INSTALLED)  ## the core of the Python tests, each instruction set of this machine forced
-	for isa in $(ISAS); do \
+	isas=$$(python -c "import fastrnn; print(*fastrnn.available_isas())"); \
+	for isa in $$isas; do \
 	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q -m core $(TEST_ARGS); \
 	done
 
