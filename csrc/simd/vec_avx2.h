@@ -36,14 +36,6 @@ FASTRNN_HD Native<float> native_max(Native<float> a, Native<float> b) {
 FASTRNN_HD Native<double> native_max(Native<double> a, Native<double> b) {
   return _mm256_max_pd(a, b);
 }
-template <class N>
-FASTRNN_HD N native_power_of_two(N n) {
-  return generic_power_of_two(n);
-}
-template <class N>
-FASTRNN_HD N native_scale(N p, N n) {
-  return generic_scale(p, n);
-}
 
 // Element i is selected when i < n.
 FASTRNN_HD __m256i first_lanes(const float*, int n) {

@@ -44,9 +44,11 @@ FASTRNN_HD Native<float> native_scale(Native<float> p, Native<float> n) {
 FASTRNN_HD Native<double> native_scale(Native<double> p, Native<double> n) {
   return _mm512_maskz_scalef_pd(0xff, p, n);
 }
-template <class N>
-FASTRNN_HD N native_power_of_two(N n) {
-  return native_scale(N{} + 1, n);
+FASTRNN_HD Native<float> native_power_of_two(Native<float> n) {
+  return native_scale(Native<float>{} + 1, n);
+}
+FASTRNN_HD Native<double> native_power_of_two(Native<double> n) {
+  return native_scale(Native<double>{} + 1, n);
 }
 FASTRNN_HD Native<float> native_load(const float* p, int n) {
   return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);

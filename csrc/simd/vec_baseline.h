@@ -19,29 +19,5 @@ template <class N>
 FASTRNN_HD N native_fnma(N a, N b, N c) {
   return c - a * b;
 }
-template <class N>
-FASTRNN_HD N native_min(N a, N b) {
-  return generic_min(a, b);
-}
-template <class N>
-FASTRNN_HD N native_max(N a, N b) {
-  return generic_max(a, b);
-}
-template <class N>
-FASTRNN_HD N native_power_of_two(N n) {
-  return generic_power_of_two(n);
-}
-template <class N>
-FASTRNN_HD N native_scale(N p, N n) {
-  return generic_scale(p, n);
-}
-template <class T>
-FASTRNN_HD Native<T> native_load(const T* p, int n) {
-  return generic_load(p, n);
-}
-template <class T>
-FASTRNN_HD void native_store(T* p, Native<T> v, int n) {
-  generic_store(p, v, n);
-}
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -1,5 +1,7 @@
 // The parts of Vec that plain vector types express on any machine: bit tricks on the IEEE formats.
-// Each vec_<isa>.h includes this after defining kVectorBytes, and adds or overrides by intrinsics.
+// Each vec_<isa>.h includes this after defining kVectorBytes; where its processor has an
+// instruction for one of these, it overloads the template by functions of Native<float> and
+// Native<double>.
 #pragma once
 
 #include <cstdint>
@@ -50,17 +52,17 @@ FASTRNN_HD N native_copy_sign(N x, N sign_of) {
 
 // NaN in b comes out; the ISAs' own instructions do the same.
 template <class N>
-FASTRNN_HD N generic_min(N a, N b) {
+FASTRNN_HD N native_min(N a, N b) {
   return a < b ? a : b;
 }
 template <class N>
-FASTRNN_HD N generic_max(N a, N b) {
+FASTRNN_HD N native_max(N a, N b) {
   return a > b ? a : b;
 }
 
 // 2^n for integral n in the range of normal numbers.
 template <class N>
-FASTRNN_HD N generic_power_of_two(N n) {
+FASTRNN_HD N native_power_of_two(N n) {
   using T = ScalarOf<N>;
   using I = Integer<T>;
   // n + round leaves n in the low mantissa bits, without a float-to-integer conversion
@@ -70,23 +72,23 @@ FASTRNN_HD N generic_power_of_two(N n) {
 
 // p * 2^n, n integral: in two halves, since 2^n alone may overflow.
 template <class N>
-FASTRNN_HD N generic_scale(N p, N n) {
+FASTRNN_HD N native_scale(N p, N n) {
   using T = ScalarOf<N>;
   using I = Integer<T>;
   constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
   const N half = (n * T(0.5) + round) - round;
-  return p * generic_power_of_two(half) * generic_power_of_two(n - half);
+  return p * native_power_of_two(half) * native_power_of_two(n - half);
 }
 
 template <class T>
-FASTRNN_HD Native<T> generic_load(const T* p, int n) {
+FASTRNN_HD Native<T> native_load(const T* p, int n) {
   Native<T> r{};
   for (int i = 0; i < n; ++i) r[i] = p[i];
   return r;
 }
 
 template <class T>
-FASTRNN_HD void generic_store(T* p, Native<T> v, int n) {
+FASTRNN_HD void native_store(T* p, Native<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 

@@ -24,29 +24,5 @@ FASTRNN_HD Native<float> native_fnma(Native<float> a, Native<float> b, Native<fl
 FASTRNN_HD Native<double> native_fnma(Native<double> a, Native<double> b, Native<double> c) {
   return (Native<double>)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
-template <class N>
-FASTRNN_HD N native_min(N a, N b) {
-  return generic_min(a, b);
-}
-template <class N>
-FASTRNN_HD N native_max(N a, N b) {
-  return generic_max(a, b);
-}
-template <class N>
-FASTRNN_HD N native_power_of_two(N n) {
-  return generic_power_of_two(n);
-}
-template <class N>
-FASTRNN_HD N native_scale(N p, N n) {
-  return generic_scale(p, n);
-}
-template <class T>
-FASTRNN_HD Native<T> native_load(const T* p, int n) {
-  return generic_load(p, n);
-}
-template <class T>
-FASTRNN_HD void native_store(T* p, Native<T> v, int n) {
-  generic_store(p, v, n);
-}
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -198,6 +198,30 @@ def _packed(
     return packed, (key, packed)
 
 
+def _checked(
+    layer: Layer,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    B: int,
+    fake: bool,
+) -> tuple[list[int], int, int, object]:
+    """Check weights and initial states against the input.
+
+    Returns:
+        The addresses of the weights, of h0 and of c0 (0: absent), and what must live as long as
+        these are used.
+    """
+    addresses, copies = _checks.weights(layer, x, weights, fake)
+    h0_address = c0_address = 0
+    if h0 is not None:
+        h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
+    if c0 is not None:
+        c0_address, c0 = _checks.state(layer, "c0", c0, x, B, fake)
+    return addresses, h0_address, c0_address, (copies, h0, c0)
+
+
 def forward(
     layer: Layer,
     x: Tensor,
@@ -229,12 +253,7 @@ def forward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    addresses, _copies = _checks.weights(layer, x, weights, fake)
-    h0_address = c0_address = 0
-    if h0 is not None:
-        h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
-    if c0 is not None:
-        c0_address, c0 = _checks.state(layer, "c0", c0, x, B, fake)
+    addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     y = x.new_empty(*y_shape)  # a tuple takes half as long again
     h_n, c_n = final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, y_shape) if training else None
@@ -309,12 +328,7 @@ def backward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    addresses, _copies = _checks.weights(layer, x, weights, fake)
-    h0_address = c0_address = 0
-    if h0 is not None:
-        h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
-    if c0 is not None:
-        c0_address, c0 = _checks.state(layer, "c0", c0, x, B, fake)
+    addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     results = tuple(
         t.new_empty(t.shape) if want and t is not None else None
         for t, want in zip((x, h0, c0, *weights), wanted, strict=True)
