@@ -30,6 +30,9 @@ void check_problem(const Problem& p) {
   FASTRNN_CHECK(p.directions == 1 || p.directions == 2,
                 "directions must be 1 or 2, got " << p.directions);
   FASTRNN_CHECK(p.directions == 1 || !p.reverse, "reverse needs directions = 1");
+  FASTRNN_CHECK(p.checkpoint_every >= 0,
+                "checkpoint_every must not be negative, got " << p.checkpoint_every);
+  FASTRNN_CHECK(p.dtype != Dtype::kInt8 || !p.training, "training must be false for 8-bit weights");
   FASTRNN_CHECK(p.threads >= 1, "threads must be at least 1, got " << p.threads);
   FASTRNN_CHECK(p.activation == Activation::kTanh || cell_info(p.cell).has_relu,
                 "activation must be tanh: cell " << cell_info(p.cell).name << " has no other");
@@ -49,6 +52,12 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
   }
 }
 
+// States kept for the backward pass, were it to run now.
+bool needs_reserve(const Problem& p) {
+  const CellInfo info = cell_info(p.cell);
+  return p.checkpoint_every ? info.states > 1 : info.saved > 0;
+}
+
 void check_weights(const Problem& p, const Weights* weights) {
   for (int d = 0; d < p.directions; ++d) {
     const Weights& w = weights[d];
@@ -57,6 +66,9 @@ void check_weights(const Problem& p, const Weights* weights) {
     FASTRNN_CHECK(!p.bias || (w.b_ih && w.b_hh),
                   "weights " << d << ": b_ih and b_hh must be given");
     FASTRNN_CHECK(p.P == 0 || w.w_hr, "weights " << d << ": w_hr must be given");
+    if (p.dtype == Dtype::kInt8)
+      FASTRNN_CHECK(w.scale_ih && w.scale_hh && (p.P == 0 || w.scale_hr),
+                    "weights " << d << ": scales must be given with 8-bit weights");
   }
 }
 
@@ -71,7 +83,7 @@ Sizes sizes(const Problem& problem) {
   check_problem(problem);
   Sizes sizes;
   kernels_for(problem).forward_sizes(problem, sizes);
-  kernels_for(problem).backward_sizes(problem, sizes);
+  if (kernels_for(problem).backward_sizes) kernels_for(problem).backward_sizes(problem, sizes);
   return sizes;
 }
 
@@ -87,8 +99,8 @@ void forward(const Problem& problem, const ForwardBuffers& buffers) {
   if (problem.B > 0) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y && b.h_n, "x, y and h_n must be given");
     FASTRNN_CHECK(b.c_n || cell_info(problem.cell).states == 1, "c_n must be given");
-    const bool saves = cell_info(problem.cell).saved > 0;
-    FASTRNN_CHECK(b.reserve || !problem.training || !saves, "reserve must be given to train");
+    FASTRNN_CHECK(b.reserve || !problem.training || !needs_reserve(problem),
+                  "reserve must be given to train");
   }
   kernels_for(problem).forward(problem, b);
 }
@@ -104,7 +116,7 @@ void backward(const Problem& problem, const BackwardBuffers& buffers) {
     if (!problem.bias) g.b_ih = g.b_hh = nullptr;
   if (problem.B > 0) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y, "x and y must be given");
-    FASTRNN_CHECK(b.reserve || cell_info(problem.cell).saved == 0, "reserve must be given");
+    FASTRNN_CHECK(b.reserve || !needs_reserve(problem), "reserve must be given");
   }
   kernels_for(problem).backward(problem, b);
 }

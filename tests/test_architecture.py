@@ -25,7 +25,7 @@ MAY_INCLUDE = {
     "cells": {"math.h"},
     "simd": {"math.h"},
     "variants": {"math.h", "cells/contract.h", PUBLIC},
-    "cpu": {"simd/vec.h", "simd/transpose.h", "check.h", "cells/list.h", PUBLIC},
+    "cpu": {"simd/factors.h", "simd/transpose.h", "check.h", "cells/list.h", PUBLIC},
     "reservoir": {"simd/vec.h", "check.h", "cpu/threads.h", PUBLIC},
     "dispatch.cpp": {"check.h", "cpu/isa.h", "cpu/kernels.h", PUBLIC},
     "bindings": {"check.h", PUBLIC},
@@ -45,7 +45,7 @@ IMPORT_ORDER = (
         "_base",
     ]
     + [f"cells.{name}" for name in CELLS]
-    + ["cells", "functional", "__init__", "__main__"]
+    + ["cells", "functional", "quantize", "__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")
@@ -190,6 +190,7 @@ def test_imports(path: Path) -> None:
         else:
             assert name.split(".")[0] in {
                 "__future__",
+                "copy",
                 "collections",
                 "dataclasses",
                 "functools",

@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "bias": True,
     "ragged": False,
     "training": True,
+    "checkpoint_every": 0,
     "threads": 1,
 }
 BAD = (
@@ -37,7 +38,13 @@ BAD = (
         {"directions": 0},
         {"directions": 3},
     ]
-    + [{"cell": "transformer"}, {"dtype": "int64"}, {"dtype": "float16"}, {"activation": "sine"}]
+    + [
+        {"cell": "transformer"},
+        {"dtype": "int64"},
+        {"dtype": "int8"},
+        {"checkpoint_every": -1},
+        {"activation": "sine"},
+    ]
     + [{"cell": "gru", "P": 2}, {"P": 5}, {"directions": 2, "reverse": True}]
     + [{"activation": "relu"}, {"T": 2**40, "B": 2**40}, {"H": 2**62}]
 )
@@ -55,7 +62,10 @@ def test_bad_problem(change: dict[str, Any]) -> None:
 
 def test_good_problems() -> None:
     for cell, dtype, directions, training in itertools.product(
-        ("elman", "lstm", "gru"), ("float32", "float64"), (1, 2), (False, True)
+        ("elman", "lstm", "gru"),
+        ("float32", "float64", "bfloat16", "float16"),
+        (1, 2),
+        (False, True),
     ):
         made = problem(cell=cell, dtype=dtype, directions=directions, training=training)
         assert made.packed_bytes >= 0

@@ -27,7 +27,7 @@ from _support import (
 core = pytest.importorskip("fastrnn._core")
 
 AVAILABLE = core.available_isas()
-KNOWN = ("baseline", "avx2", "avx512", "neon")
+KNOWN = ("baseline", "avx2", "avx512", "avx512_bf16", "neon")
 PRINT = "import fastrnn._core as c; print(c.isa())"
 CASES = [
     Case(cell, 9, 7, 11, 21, 2, True, layout=layout)
@@ -69,6 +69,9 @@ def test_what_is_available() -> None:
         assert ("avx2" in AVAILABLE) == ("avx2" in flags and "fma" in flags)
         assert ("avx512" in AVAILABLE) == all(
             f"avx512{part}" in flags for part in "f bw dq vl".split()
+        )
+        assert ("avx512_bf16" in AVAILABLE) == all(
+            f"avx512{part}" in flags for part in "f bw dq vl _vnni _bf16".split()
         )
 
 

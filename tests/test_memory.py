@@ -115,7 +115,7 @@ def test_scratch_does_not_grow_with_time(cell: str) -> None:
 
     def sizes(steps: int) -> list[int]:
         problem = core.Problem(
-            cell, "float32", "tanh", steps, 32, 64, 128, 0, 2, False, True, False, True, 2
+            cell, "float32", "tanh", steps, 32, 64, 128, 0, 2, False, True, False, True, 0, 2
         )
         return [problem.workspace_bytes, problem.backward_workspace_bytes, problem.packed_bytes]
 

@@ -82,7 +82,6 @@ def test_inputs_of_every_layout():
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 4)), RuntimeError, "input"),
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(2, 2)), RuntimeError, "input"),
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 2).double()), RuntimeError, "inp"),
-        (lambda: fastrnn.LSTM(2, 3).half().stream(), NotImplementedError, "float16"),
     ],
 )
 def test_misuse(make, error, message):

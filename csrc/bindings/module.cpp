@@ -18,9 +18,11 @@ using Pointer = uintptr_t;
 void* at(Pointer p) { return reinterpret_cast<void*>(p); }
 
 fr::Dtype dtype_from_name(const std::string& name) {
-  if (name == "float32") return fr::Dtype::kFloat32;
-  FASTRNN_CHECK(name == "float64", "dtype must be float32 or float64, got " << name);
-  return fr::Dtype::kFloat64;
+  constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16", "int8"};
+  for (int i = 0; i < 5; ++i)
+    if (name == kNames[i]) return fr::Dtype(i);
+  FASTRNN_CHECK(false, "dtype must be float32, float64, bfloat16, float16 or int8, got " << name);
+  return fr::Dtype();
 }
 
 // A problem with its sizes, which depend on the ISA in use when it was made.
@@ -32,7 +34,7 @@ struct SizedProblem {
 SizedProblem make_problem(const std::string& cell, const std::string& dtype,
                           const std::string& activation, int64_t T, int64_t B, int64_t I, int64_t H,
                           int64_t P, int directions, bool reverse, bool bias, bool ragged,
-                          bool training, int threads) {
+                          bool training, int64_t checkpoint_every, int threads) {
   FASTRNN_CHECK(activation == "tanh" || activation == "relu",
                 "activation must be tanh or relu, got " << activation);
   fr::Problem p;
@@ -41,24 +43,36 @@ SizedProblem make_problem(const std::string& cell, const std::string& dtype,
   p.activation = activation == "relu" ? fr::Activation::kRelu : fr::Activation::kTanh;
   p.T = T, p.B = B, p.I = I, p.H = H, p.P = P;
   p.directions = directions, p.reverse = reverse, p.bias = bias, p.ragged = ragged;
-  p.training = training, p.threads = threads;
+  p.training = training, p.checkpoint_every = checkpoint_every, p.threads = threads;
   return {p, fr::sizes(p)};
 }
 
-constexpr size_t kPerDirection = 5;
+// Of each direction; 8-bit weights are followed by their three scales.
+constexpr size_t kWeights = 5, kWithScales = 8;
 
-void check_count(const fr::Problem& p, size_t count, const char* what) {
-  FASTRNN_CHECK(
-      count == kPerDirection * size_t(p.directions),
-      what << " must have " << kPerDirection * size_t(p.directions) << " entries, got " << count);
+void check_count(size_t directions, size_t each, size_t count, const char* what) {
+  FASTRNN_CHECK(count == each * directions,
+                what << " must have " << each * directions << " entries, got " << count);
+}
+
+// The weights of each direction, or of each layer of a stream.
+std::vector<fr::Weights> read_weights(const fr::Problem& p, size_t count,
+                                      const std::vector<Pointer>& from) {
+  const size_t each = p.dtype == fr::Dtype::kInt8 ? kWithScales : kWeights;
+  check_count(count, each, from.size(), "weights");
+  std::vector<fr::Weights> to;
+  for (const Pointer* w = from.data(); to.size() < count; w += each) {
+    to.push_back({at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])});
+    if (each == kWeights) continue;
+    to.back().scale_ih = static_cast<const float*>(at(w[5]));
+    to.back().scale_hh = static_cast<const float*>(at(w[6]));
+    to.back().scale_hr = static_cast<const float*>(at(w[7]));
+  }
+  return to;
 }
 
 void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::Weights* to) {
-  check_count(p, from.size(), "weights");
-  for (int d = 0; d < p.directions; ++d) {
-    const Pointer* w = from.data() + kPerDirection * size_t(d);
-    to[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
-  }
+  for (const fr::Weights& w : read_weights(p, size_t(p.directions), from)) *to++ = w;
 }
 
 void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
@@ -94,9 +108,9 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
   b.dh_n = at(dh_n), b.dc_n = at(dc_n);
   b.dx = at(dx), b.dx_strides = {dx_step, dx_row};
   b.dh0 = at(dh0), b.dc0 = at(dc0);
-  check_count(sized.problem, dweights.size(), "dweights");
+  check_count(size_t(sized.problem.directions), kWeights, dweights.size(), "dweights");
   for (int d = 0; d < sized.problem.directions; ++d) {
-    const Pointer* w = dweights.data() + kPerDirection * size_t(d);
+    const Pointer* w = dweights.data() + kWeights * size_t(d);
     b.gradients[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
   }
   b.workspace = at(workspace);
@@ -104,17 +118,15 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
   fr::backward(sized.problem, b);
 }
 
-std::unique_ptr<fr::Stream> make_stream(const SizedProblem& sized, int layers) {
-  return std::make_unique<fr::Stream>(sized.problem, layers);
-}
+struct PythonStream : fr::Stream {
+  fr::Problem problem;
+  int layers;
+  PythonStream(const SizedProblem& sized, int count)
+      : fr::Stream(sized.problem, count), problem(sized.problem), layers(count) {}
+};
 
-void load_stream(fr::Stream& stream, const std::vector<Pointer>& from) {
-  std::vector<fr::Weights> weights;
-  for (size_t i = 0; i + kPerDirection <= from.size(); i += kPerDirection) {
-    const Pointer* w = from.data() + i;
-    weights.push_back({at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])});
-  }
-  stream.load(weights.data());
+void load_stream(PythonStream& stream, const std::vector<Pointer>& from) {
+  stream.load(read_weights(stream.problem, size_t(stream.layers), from).data());
 }
 
 py::bytes fingerprint(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
@@ -156,7 +168,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
            py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
            py::arg("directions"), py::arg("reverse"), py::arg("bias"), py::arg("ragged"),
-           py::arg("training"), py::arg("threads"))
+           py::arg("training"), py::arg("checkpoint_every"), py::arg("threads"))
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("workspace_bytes",
                              [](const SizedProblem& p) { return p.sizes.workspace; })
@@ -164,14 +176,14 @@ PYBIND11_MODULE(_core, m) {
                              [](const SizedProblem& p) { return p.sizes.backward_workspace; })
       .def_property_readonly("saved", [](const SizedProblem& p) { return p.sizes.saved; });
   // The GIL stays locked in step(): releasing it takes as long as a small step.
-  py::class_<fr::Stream>(m, "Stream")
-      .def(py::init(&make_stream), py::arg("problem"), py::arg("layers"))
+  py::class_<PythonStream>(m, "Stream")
+      .def(py::init<const SizedProblem&, int>(), py::arg("problem"), py::arg("layers"))
       .def("load", &load_stream)
-      .def("step", [](fr::Stream& s, Pointer x, int64_t x_row, Pointer y,
+      .def("step", [](PythonStream& s, Pointer x, int64_t x_row, Pointer y,
                       int64_t y_row) { s.step(at(x), x_row, at(y), y_row); })
-      .def("set_state", [](fr::Stream& s, Pointer h, Pointer c) { s.set_state(at(h), at(c)); })
+      .def("set_state", [](PythonStream& s, Pointer h, Pointer c) { s.set_state(at(h), at(c)); })
       .def("get_state",
-           [](const fr::Stream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
+           [](const PythonStream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("fingerprint", &fingerprint);

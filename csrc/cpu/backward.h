@@ -10,42 +10,74 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class T>
+template <class C, class N>
 struct BackwardPass {
+  using S = typename N::Storage;
+  using T = typename N::Value;
   const Problem& p;
-  BackwardWeights<C, T> weights[2];
-  BackwardRows<C, T> rows[2];
-  BackwardChain<C, T> chains[2 * kMaxGroups];
-  GradientTickets<C, T> gradients[2];
-  GradientScratch<T> scratch[kMaxThreads];
+  BackwardWeights<C, N> weights[2];
+  ForwardWeights<C, N> forward[2];  // for replays
+  BackwardRows<C, N> rows[2];
+  BackwardChain<C, N> chains[2 * kMaxGroups];
+  GradientTickets<C, N> gradients[2];
+  GradientScratch<N> scratch[kMaxThreads];
   int chain_count = 0;
   bool shared_chain = false;
+  WeightGradients sums[2];  // of reduced numbers: where the gradients are added up
 
   BackwardPass(const Problem& problem, Arena& arena) : p(problem) {
     const int groups = group_count(p);
     for (int d = 0; d < p.directions; ++d) {
       weights[d].lay_out(p, arena);
+      if (replays<C>(p)) forward[d].lay_out(p, arena);
       rows[d].lay_out(p, d, arena);
+      if (N::kReduced)
+        each_gradient(sums[d], sums[d],
+                      [&](void*& to, void*&, int64_t n) { to = arena.take<T>(n); });
       for (int g = 0; g < groups; ++g)
-        chains[chain_count++].lay_out(rows[d], weights[d], p.B * g / groups, p.B * (g + 1) / groups,
-                                      panel_parts(p, C::kRh), arena);
+        chains[chain_count++].lay_out(rows[d], weights[d], forward[d], p.B * g / groups,
+                                      p.B * (g + 1) / groups, panel_parts<N>(p, C::kRh), arena);
     }
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
+  }
+
+  // Calls f(a's, b's, elements) for every gradient of a direction's weights.
+  template <class A, class B, class Function>
+  void each_gradient(A& a, B& b, const Function& f) const {
+    const int64_t O = p.P ? p.P : p.H, G = C::kWx * p.H;
+    f(a.w_ih, b.w_ih, G * p.I), f(a.w_hh, b.w_hh, G * O), f(a.w_hr, b.w_hr, p.P * p.H);
+    f(a.b_ih, b.b_ih, G), f(a.b_hh, b.b_hh, G);
   }
 
   void bind(const BackwardBuffers& b) {
     for (int d = 0; d < p.directions; ++d) {
       rows[d].bind(b);
-      gradients[d].bind(rows[d], weights[d], b);
+      WeightGradients to = b.gradients[d];
+      if (N::kReduced)
+        each_gradient(to, sums[d], [](void*& t, void* sum, int64_t) { t = t ? sum : nullptr; });
+      gradients[d].bind(rows[d], weights[d], b, to);
     }
     for (int i = 0; i < chain_count; ++i) chains[i].bind(b);
   }
 
   void pack(const BackwardBuffers& b, Team& team) const {
-    const int64_t panels = weights[0].panel_count(b.dx, p.P);
+    const int64_t backward = weights[0].panel_count(b.dx, p.P);
+    const int64_t panels = backward + (replays<C>(p) ? forward[0].panel_count() : 0);
     team.run(panels * p.directions, [&](int64_t i, int) {
-      weights[i / panels].pack_panel(i % panels, p.P, b.weights[i / panels]);
+      const int64_t d = i / panels, panel = i % panels;
+      if (panel < backward)
+        weights[d].pack_panel(panel, p.P, b.weights[d]);
+      else
+        forward[d].pack_panel(panel - backward, b.weights[d]);
     });
+  }
+
+  // Reduced numbers: the finished sums, rounded once.
+  void round_gradients(const BackwardBuffers& b) const {
+    for (int d = 0; d < p.directions; ++d)
+      each_gradient(b.gradients[d], sums[d], [](void* to, const void* sum, int64_t n) {
+        if (to) convert_row(static_cast<S*>(to), static_cast<const T*>(sum), n);
+      });
   }
 
   // Both directions work on the middle block of an odd number in the same phase; one ticket then
@@ -67,7 +99,7 @@ struct BackwardPass {
       end[4] = end[3] + (both && !shared ? gradients[1].input_tickets(k[1]) : 0);
     }
     team.run(end[4], [&](int64_t i, int slot) {
-      const GradientScratch<T>& s = scratch[slot];
+      const GradientScratch<N>& s = scratch[slot];
       if (i < end[0]) {
         chains[i].run_block(j);
       } else if (i < end[1]) {
@@ -84,36 +116,32 @@ struct BackwardPass {
   }
 
   void clear_gradients(const BackwardBuffers& b) const {
-    const int64_t O = p.P ? p.P : p.H, G = C::kWx * p.H;
-    const auto clear = [](void* to, int64_t n) {
-      if (to) fill_row(static_cast<T*>(to), T(0), n);
-    };
-    for (int d = 0; d < p.directions; ++d) {
-      const WeightGradients& g = b.gradients[d];
-      clear(g.w_ih, G * p.I), clear(g.w_hh, G * O), clear(g.w_hr, p.P * p.H);
-      clear(g.b_ih, G), clear(g.b_hh, G);
-    }
+    for (int d = 0; d < p.directions; ++d)
+      each_gradient(b.gradients[d], b.gradients[d], [](void* to, void*, int64_t n) {
+        if (to) fill_row(static_cast<S*>(to), S{}, n);
+      });
   }
 };
 
-template <class C, class T>
+template <class C, class N>
 void sequence_backward_sizes(const Problem& p, Sizes& sizes) {
   Arena arena(nullptr);
-  BackwardPass<C, T> pass(p, arena);
+  BackwardPass<C, N> pass(p, arena);
   sizes.backward_workspace = arena.bytes();
 }
 
-template <class C, class T>
+template <class C, class N>
 void sequence_backward(const Problem& p, const BackwardBuffers& b) {
   Arena arena(b.workspace);
-  BackwardPass<C, T> pass(p, arena);
+  BackwardPass<C, N> pass(p, arena);
   if (p.B == 0) return pass.clear_gradients(b);
   Team team(team_size(p));
   pass.pack(b, team);
   pass.bind(b);
-  pass.shared_chain = panel_parts(p, C::kRh) > 1 && team.size() > 1;
+  pass.shared_chain = panel_parts<N>(p, C::kRh) > 1 && team.size() > 1;
   if (pass.shared_chain) pass.chains[0].share(&team);
   for (int64_t j = 0; j <= pass.rows[0].block_count(); ++j) pass.run_phase(j, team);
+  if (N::kReduced) pass.round_gradients(b);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -1,10 +1,7 @@
 // Backpropagation through the steps of one layer: from dy to the gradients of the pre-activations.
 #pragma once
 
-#include "arena.h"
-#include "pack.h"
-#include "product.h"
-#include "rows.h"
+#include "replay.h"
 #include "threads.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -18,20 +15,22 @@ inline int64_t backward_block_steps(const Problem& p) {
 }
 
 // The weights of one direction as the backward pass reads them: transposed.
-template <class C, class T>
+template <class C, class N>
 struct BackwardWeights {
+  using F = typename N::Factors;
+  using S = typename N::Storage;
   static constexpr SlotOrder<C::kWx> kIn{C::kDwx};
   static constexpr SlotOrder<C::kRh> kRec{C::kDrh};
-  Panels<T> ih, hh, hr;
+  Panels<F> ih, hh, hr;
 
   void lay_out(const Problem& p, Arena& arena) {
     const int64_t O = p.P ? p.P : p.H;
     ih = {nullptr, C::kWx * p.H, p.I, 1};
     hh = {nullptr, C::kRh * p.H, O, 1};
     hr = {nullptr, p.P, p.H, 1};
-    ih.data = arena.take<T>(ih.size());
-    hh.data = arena.take<T>(hh.size());
-    hr.data = arena.take<T>(p.P ? hr.size() : 0);
+    ih.data = arena.take<typename F::Sum>(ih.size());
+    hh.data = arena.take<typename F::Sum>(hh.size());
+    hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
   }
 
   // W_ih last: without dx it is not needed.
@@ -42,45 +41,48 @@ struct BackwardWeights {
   void pack_panel(int64_t i, bool projection, const Weights& from) const {
     static constexpr int kOnly[1] = {0};
     if (i < hh.count())
-      return pack_columns_panel(hh, i, static_cast<const T*>(from.w_hh), kRec.gate, C::kRh);
+      return pack_columns_panel<N>(hh, i, static_cast<const S*>(from.w_hh), kRec.gate, C::kRh);
     i -= hh.count();
     if (projection && i < hr.count())
-      return pack_columns_panel(hr, i, static_cast<const T*>(from.w_hr), kOnly, 1);
+      return pack_columns_panel<N>(hr, i, static_cast<const S*>(from.w_hr), kOnly, 1);
     if (projection) i -= hr.count();
-    pack_columns_panel(ih, i, static_cast<const T*>(from.w_ih), kIn.gate, C::kWx);
+    pack_columns_panel<N>(ih, i, static_cast<const S*>(from.w_ih), kIn.gate, C::kWx);
   }
 };
 
 // What one block of steps leaves for the gradients of x and the weights. Row i is the i-th row
 // (t, b) of the block in order of time.
-template <class C, class T>
+template <class C, class N>
 struct BlockGradients {
-  T* d;          // [rows,ld_d]: kD slots of H
-  T* projected;  // [rows,ld_p]: gradient of the projected output, with projection
-  T *x, *h, *m;  // the rows that d and `projected` are multiplied with, in panels of columns
+  using Left = typename N::Left;
+  Left* d;          // [rows,ld_d]: kD slots of H
+  Left* projected;  // [rows,ld_p]: gradient of the projected output, with projection
+  // The rows that d and `projected` are multiplied with, in panels of columns, words of rows.
+  typename N::Value *x, *h, *m;
 };
 
-// The rows of one direction: addresses of everything that belongs to (t, b).
-template <class C, class T>
-struct BackwardRows {
-  const Problem* p;
-  int direction;
-  int64_t O, saved, block_steps, max_rows, ld_d, ld_p, ld_state;
-  Timeline time;
-  View<const T> x, y, dy;
-  const T *reserve, *h0, *c0;
-  BlockGradients<C, T> block[2];
+// The rows of one direction: addresses of everything that belongs to (t, b), and the blocks.
+template <class C, class N>
+struct BackwardRows : LayerRows<C, N> {
+  using Base = LayerRows<C, N>;
+  using Base::direction, Base::O, Base::p, Base::time;
+  using T = typename N::Value;
+  using S = typename N::Storage;
+  using Left = typename N::Left;
+  static constexpr int kGroup = N::Factors::kGroup;
+  int64_t block_steps, max_rows, ld_d, ld_p, ld_state;
+  View<const S> dy;
+  BlockGradients<C, N> block[2];
   T* ds[C::kState];  // [B,ld_state], gradient of each state as the steps run back
 
   void lay_out(const Problem& problem, int which, Arena& arena) {
-    p = &problem, direction = which;
-    O = p->P ? p->P : p->H, saved = C::kSaved + (p->P ? 1 : 0);
+    Base::describe(problem, which);
     block_steps = backward_block_steps(*p);
-    max_rows = larger(block_steps * p->B, 1);
-    ld_d = padded<T>(C::kD * p->H), ld_p = padded<T>(p->P), ld_state = padded<T>(p->H);
+    max_rows = round_up(larger(block_steps * p->B, 1), kGroup);
+    ld_d = padded<Left>(C::kD * p->H), ld_p = padded<Left>(p->P), ld_state = padded<T>(p->H);
     for (auto& b : block) {
-      b.d = arena.take<T>(max_rows * ld_d + Vec<T>::kWidth);
-      b.projected = arena.take<T>(p->P ? max_rows * ld_p + Vec<T>::kWidth : 0);
+      b.d = arena.take<Left>(max_rows * ld_d + N::kWidth);
+      b.projected = arena.take<Left>(p->P ? max_rows * ld_p + N::kWidth : 0);
       b.x = arena.take<T>(columns_size(p->I));
       b.h = arena.take<T>(columns_size(O));
       b.m = arena.take<T>(p->P ? columns_size(p->H) : 0);
@@ -89,19 +91,21 @@ struct BackwardRows {
   }
 
   void bind(const BackwardBuffers& b) {
-    time = {p->T, p->B, b.offsets, direction == 1 || p->reverse};
-    x = {static_cast<const T*>(b.x), b.offsets, b.x_strides};
-    y = {static_cast<const T*>(b.y) + direction * O, b.offsets, b.y_strides};
-    dy = {b.dy ? static_cast<const T*>(b.dy) + direction * O : nullptr, b.offsets, b.dy_strides};
-    h0 = b.h0 ? static_cast<const T*>(b.h0) + direction * p->B * O : nullptr;
-    c0 = b.c0 ? static_cast<const T*>(b.c0) + direction * p->B * p->H : nullptr;
-    const int64_t all_rows = b.offsets ? b.offsets[p->T] : p->T * p->B;
-    reserve = static_cast<const T*>(b.reserve) + direction * all_rows * saved * p->H;
+    Base::bind(b);
+    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.dy_strides};
+    // A last, incomplete word reads one number past a row.
+    if constexpr (kGroup > 1)
+      for (auto& to : block)
+        for (int64_t i = 0; i < max_rows; ++i) {
+          if (ld_d > C::kD * p->H) to.d[i * ld_d + C::kD * p->H] = Left{};
+          if (p->P && ld_p > p->P) to.projected[i * ld_p + p->P] = Left{};
+        }
   }
 
+  // Elements of one panel of columns before `row`, `columns` wide.
+  int64_t columns_offset(int64_t row, int64_t columns) const { return row / kGroup * columns; }
   int64_t columns_size(int64_t n) const {
-    constexpr int W = Vec<T>::kWidth;
-    return round_up(n, W * kMaxColumns) * max_rows;
+    return columns_offset(max_rows, round_up(n, N::kWidth * kMaxColumns));
   }
   int64_t block_count() const { return (p->T + block_steps - 1) / block_steps; }
   int64_t block_of(int64_t t) const { return t / block_steps; }
@@ -115,40 +119,31 @@ struct BackwardRows {
   int64_t rows_in_block(int64_t k) const {
     return row_in_block(high(k) - 1, 0) + time.active(high(k) - 1);
   }
-  BlockGradients<C, T>& gradients(int64_t k) {
+  BlockGradients<C, N>& gradients(int64_t k) {
     return block[(time.reverse ? k : block_count() - 1 - k) & 1];
-  }
-  const T* saved_row(int64_t t, int64_t b) const {
-    return reserve + (time.first(t) + b) * saved * p->H;
-  }
-  // The output of the step before t; null: zeros.
-  const T* previous_output(int64_t t, int64_t b) const {
-    const int64_t before = time.before(t);
-    if (b < time.active(before)) return y.row(before, b);
-    return h0 ? h0 + b * O : nullptr;
-  }
-  const T* previous_state(int s, int64_t t, int64_t b) const {
-    const int64_t before = time.before(t);
-    if (b < time.active(before)) return saved_row(before, b) + C::kStateSlot[s] * p->H;
-    return c0 ? c0 + b * p->H : nullptr;
   }
 };
 
 // The rows [begin, end) of one direction, from the last step to the first.
-template <class C, class T>
+template <class C, class N>
 class BackwardChain {
  public:
+  using S = typename N::Storage;
+  using T = typename N::Value;
+  using F = typename N::Factors;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
-  void lay_out(BackwardRows<C, T>& rows, const BackwardWeights<C, T>& weights, int64_t begin,
-               int64_t end, int parts, Arena& arena) {
+  void lay_out(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
+               const ForwardWeights<C, N>& forward, int64_t begin, int64_t end, int parts,
+               Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
-    sums_size_ = round_up(larger(Sums<T>::size(w_->hh, end - begin, false),
-                                 rows.p->P ? Sums<T>::size(w_->hr, end - begin, false) : 0),
+    sums_size_ = round_up(larger(Sums<F>::size(w_->hh, end - begin, false),
+                                 rows.p->P ? Sums<F>::size(w_->hr, end - begin, false) : 0),
                           64);
     sums_ = arena.take<T>(sums_size_ * parts);
+    if (replays<C>(*rows.p)) replay_.lay_out(rows, forward, begin, end, arena);
   }
 
   void share(Team* team) { panels_.team = team; }
@@ -156,18 +151,20 @@ class BackwardChain {
   void bind(const BackwardBuffers& b) {
     const Problem& p = *q_->p;
     const int64_t h = q_->direction * p.B * q_->O, c = q_->direction * p.B * p.H;
-    dh_n_ = b.dh_n ? static_cast<const T*>(b.dh_n) + h : nullptr;
-    dc_n_ = b.dc_n ? static_cast<const T*>(b.dc_n) + c : nullptr;
-    dh0_ = b.dh0 ? static_cast<T*>(b.dh0) + h : nullptr;
-    dc0_ = b.dc0 ? static_cast<T*>(b.dc0) + c : nullptr;
+    dh_n_ = b.dh_n ? static_cast<const S*>(b.dh_n) + h : nullptr;
+    dc_n_ = b.dc_n ? static_cast<const S*>(b.dc_n) + c : nullptr;
+    dh0_ = b.dh0 ? static_cast<S*>(b.dh0) + h : nullptr;
+    dc0_ = b.dc0 ? static_cast<S*>(b.dc0) + c : nullptr;
     const WeightGradients& g = b.gradients[q_->direction];
     keep_x_ = g.w_ih, keep_h_ = g.w_hh, keep_m_ = g.w_hr;
     options_.relu = p.activation == Activation::kRelu;
+    replay_.start();
   }
 
   void run_block(int64_t j) {
     const int64_t k = q_->block_at(j), low = q_->low(k), high = q_->high(k);
     if (j == 0) load_state_gradients();
+    if (begin_ == 0) complete_words(k);
     for (int64_t i = 0; i < high - low; ++i) step(q_->time.reverse ? low + i : high - 1 - i);
     if (j + 1 == q_->block_count()) finish_sequence(q_->time.reverse ? high - 1 : low);
   }
@@ -177,14 +174,15 @@ class BackwardChain {
 
   void load_state_gradients() {
     const int64_t H = q_->p->H, ld = q_->ld_state;
-    load_state<T>(nullptr, begin_, end_, H, q_->ds[0], ld);
+    load_state<T, S>(nullptr, begin_, end_, H, q_->ds[0], ld);
     for (int s = 1; s < C::kState; ++s) load_state(dc_n_, begin_, end_, H, q_->ds[s], ld);
   }
 
   void step(int64_t t) {
     const int64_t after = q_->time.reverse ? t - 1 : t + 1;
     const int64_t n = active(t), carried = smaller(n, active(after));
-    BlockGradients<C, T>& block = q_->gradients(q_->block_of(t));
+    BlockGradients<C, N>& block = q_->gradients(q_->block_of(t));
+    if (replays<C>(*q_->p)) replay_.recall(t, panels_);
     const int64_t first = q_->row_in_block(t, begin_);
     if (keep_x_) keep_rows(n, block.x, first, q_->p->I, [&](int64_t b) { return q_->x.row(t, b); });
     if (keep_h_)
@@ -205,67 +203,67 @@ class BackwardChain {
   template <class Receive>
   void recur(int64_t t, int64_t rows, const Receive& take) {
     if (rows <= 0) return;
-    const T* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
-                 w_->kRec.first * q_->p->H;
+    const auto* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
+                    w_->kRec.first * q_->p->H;
     panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
       product(w_->hh, begin, end, t & 1, d, q_->ld_d, rows,
-              Sums<T>{sums_ + part * sums_size_, false}, take);
+              Sums<F>{sums_ + part * sums_size_, false}, take);
     });
   }
 
   // A row's last step: its output's gradient starts from dh_n.
-  void start_row(int64_t t, int64_t r, BlockGradients<C, T>& block) {
-    const Panels<T>& w = w_->hh;
+  void start_row(int64_t t, int64_t r, BlockGradients<C, N>& block) {
+    const Panels<F>& w = w_->hh;
     for (int64_t p = 0; p < w.count(); ++p) {
       const int64_t u = p * kMaxColumns * W, n = smaller(w.columns(p) * W, q_->O - u);
       fill_row(sums_, T(0), w.columns(p) * W);
-      if (dh_n_) copy_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);
+      if (dh_n_) convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);
       receive(t, r, 1, p, sums_, block);
     }
   }
 
   // The recurrent part of dh for the units of panel p of some rows has come.
   void receive(int64_t t, int64_t r, int count, int64_t p, const T* dh,
-               BlockGradients<C, T>& block) {
+               BlockGradients<C, N>& block) {
     const int columns = w_->hh.columns(p);
     if (!q_->p->P) return differentiate(t, r, count, p, columns, dh, true, block);
     for (int i = 0; i < count; ++i) {
-      T* to = block.projected + q_->row_in_block(t, begin_ + r + i) * q_->ld_p;
+      auto* to = block.projected + q_->row_in_block(t, begin_ + r + i) * q_->ld_p;
       for (int c = 0; c < columns; ++c, dh += W) {
         const int64_t u = (p * kMaxColumns + c) * W;
         const int n = int(smaller(W, q_->O - u));
         V g = V::load(dh);
-        if (q_->dy.data) g = g + V::load(q_->dy.row(t, begin_ + r + i) + u, n);
-        g.store(to + u, n);
+        if (q_->dy.data) g = g + load_value(q_->dy.row(t, begin_ + r + i) + u, n);
+        store_value(to + u, g, n);
       }
     }
   }
 
-  void unproject(int64_t t, int64_t rows, BlockGradients<C, T>& block) {
-    const Panels<T>& w = w_->hr;
+  void unproject(int64_t t, int64_t rows, BlockGradients<C, N>& block) {
+    const Panels<F>& w = w_->hr;
     const int64_t first = q_->row_in_block(t, begin_), H = q_->p->H;
     product(w, 0, w.count(), false, block.projected + first * q_->ld_p, q_->ld_p, rows,
-            Sums<T>{sums_, false}, [&](int64_t p, int64_t r, int count, const T* dm) {
+            Sums<F>{sums_, false}, [&](int64_t p, int64_t r, int count, const T* dm) {
               differentiate(t, r, count, p, w.columns(p), dm, false, block);
             });
     if (keep_m_)
       keep_rows(rows, block.m, first, H,
-                [&](int64_t b) { return q_->saved_row(t, b) + C::kSaved * H; });
+                [&](int64_t b) { return saved_row(t, b) + C::kSaved * H; });
   }
 
   // The cell's maths for some rows and the units of one panel; g: gradients of the cell's output,
   // `columns` vectors a row, to which dy is still to be added or not.
   void differentiate(int64_t t, int64_t r, int count, int64_t p, int columns, const T* g,
-                     bool add_dy, BlockGradients<C, T>& block) {
+                     bool add_dy, BlockGradients<C, N>& block) {
     const int64_t H = q_->p->H;
     for (int64_t b = begin_ + r; b < begin_ + r + count; ++b) {
-      const T* dy = add_dy && q_->dy.data ? q_->dy.row(t, b) : nullptr;
-      const T* before = C::kHoldsOutput ? q_->previous_output(t, b) : nullptr;
-      const T* y = C::kReadsOutput ? q_->y.row(t, b) : nullptr;
-      const T* kept = q_->saved_row(t, b);
-      const T* states[C::kState];
-      for (int s = 1; s < C::kState; ++s) states[s] = q_->previous_state(s, t, b);
-      T* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
+      const S* dy = add_dy && q_->dy.data ? q_->dy.row(t, b) : nullptr;
+      const S* before = C::kHoldsOutput ? q_->previous_output(t, b) : nullptr;
+      const S* y = C::kReadsOutput ? q_->y.row(t, b) : nullptr;
+      const T* kept = saved_row(t, b);
+      StateRow<N> states[C::kState];
+      for (int s = 1; s < C::kState; ++s) states[s] = previous_state(s, t, b);
+      auto* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
       for (int c = 0; c < columns; ++c, g += W) {
         const int64_t u = (p * kMaxColumns + c) * W;
         const int n = int(smaller(W, H - u));
@@ -273,25 +271,30 @@ class BackwardChain {
         Arr<V, C::kState> prev, ds;
         for (int i = 0; i < C::kSaved; ++i) saved[i] = V::load(kept + i * H + u, n);
         V dh = V::load(g);
-        if (dy) dh = dh + V::load(dy + u, n);
+        if (dy) dh = dh + load_value(dy + u, n);
         if (C::kHoldsOutput) {
-          prev[0] = load_or_zero(before, u, n);
+          prev[0] = before ? load_value(before + u, n) : V(0);
           dh = dh + V::load(q_->ds[0] + b * q_->ld_state + u);
         }
         for (int s = 1; s < C::kState; ++s) {
-          prev[s] = load_or_zero(states[s], u, n);
+          prev[s] = states[s].load(u, n);
           ds[s] = V::load(q_->ds[s] + b * q_->ld_state + u);
         }
         Arr<V, C::kD> d;
-        C::backward(saved, prev, y ? V::load(y + u, n) : V(0), options_, dh, ds, d);
-        for (int i = 0; i < C::kD; ++i) d[i].store(to + i * H + u, n);
+        C::backward(saved, prev, y ? load_value(y + u, n) : V(0), options_, dh, ds, d);
+        for (int i = 0; i < C::kD; ++i) store_value(to + i * H + u, d[i], n);
         for (int s = C::kHoldsOutput ? 0 : 1; s < C::kState; ++s)
           ds[s].store(q_->ds[s] + b * q_->ld_state + u);
       }
     }
   }
 
-  static V load_or_zero(const T* row, int64_t u, int n) { return row ? V::load(row + u, n) : V(0); }
+  const T* saved_row(int64_t t, int64_t b) const {
+    return replays<C>(*q_->p) ? replay_.saved_row(t, b) : q_->saved_row(t, b);
+  }
+  StateRow<N> previous_state(int s, int64_t t, int64_t b) const {
+    return replays<C>(*q_->p) ? replay_.previous_state(s, t, b) : q_->previous_state(s, t, b);
+  }
 
   void store_dh0(int64_t r, int count, int64_t p, const T* dh) {
     for (int64_t b = begin_ + r; b < begin_ + r + count; ++b)
@@ -299,7 +302,7 @@ class BackwardChain {
         const int64_t u = (p * kMaxColumns + c) * W;
         V g = V::load(dh);
         if (C::kHoldsOutput) g = g + V::load(q_->ds[0] + b * q_->ld_state + u);
-        g.store(dh0_ + b * q_->O + u, int(smaller(W, q_->O - u)));
+        store_value(dh0_ + b * q_->O + u, g, int(smaller(W, q_->O - u)));
       }
   }
 
@@ -309,35 +312,48 @@ class BackwardChain {
             [&](int64_t p, int64_t r, int count, const T* dh) { store_dh0(r, count, p, dh); });
     if (dc0_)
       for (int64_t b = begin_; b < end_; ++b)
-        copy_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);
+        convert_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);
   }
 
   // Copies rows of n features into panels of columns, as the second factor of a sum over rows.
   template <class Source>
   void keep_rows(int64_t rows, T* panels, int64_t first, int64_t n, Source&& source) {
+    for (int64_t r = 0; r < rows; ++r) keep_row(source(begin_ + r), panels, first + r, n);
+  }
+
+  template <class From>
+  void keep_row(const From* from, T* panels, int64_t row, int64_t n) {
     constexpr int64_t width = kMaxColumns * W;
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* from = source(begin_ + r);
-      for (int64_t u = 0; u < n; u += width) {
-        const int64_t valid = smaller(width, n - u), all = round_up(valid, W);
-        T* to = panels + u * q_->max_rows + (first + r) * all;
-        if (from)
-          copy_row(to, from + u, valid);
-        else
-          fill_row(to, T(0), valid);
-        fill_row(to + valid, T(0), all - valid);
-      }
+    for (int64_t u = 0; u < n; u += width) {
+      const int64_t all = round_up(smaller(width, n - u), W);
+      T* to = panels + q_->columns_offset(q_->max_rows, u) + q_->columns_offset(row, all);
+      for (int64_t i = 0; i < all; i += W)
+        F::store_part(to + i, row % F::kGroup,
+                      from ? load_value(from + u + i, int(smaller(W, n - u - i))) : V(0));
     }
   }
 
-  BackwardRows<C, T>* q_;
-  const BackwardWeights<C, T>* w_;
+  // The last word of an odd number of rows has zeros in its other part.
+  void complete_words(int64_t k) {
+    const int64_t rows = q_->rows_in_block(k);
+    BlockGradients<C, N>& block = q_->gradients(k);
+    for (int64_t row = rows; row < round_up(rows, F::kGroup); ++row) {
+      const T* zeros = nullptr;
+      if (keep_x_) keep_row(zeros, block.x, row, q_->p->I);
+      if (keep_h_) keep_row(zeros, block.h, row, q_->O);
+      if (keep_m_) keep_row(zeros, block.m, row, q_->p->H);
+    }
+  }
+
+  BackwardRows<C, N>* q_;
+  const BackwardWeights<C, N>* w_;
+  Replay<C, N> replay_;
   int64_t begin_, end_;
   PanelTeam panels_;
   int64_t sums_size_;
   T* sums_;
-  const T *dh_n_, *dc_n_;
-  T *dh0_, *dc0_;
+  const S *dh_n_, *dc_n_;
+  S *dh0_, *dc0_;
   bool keep_x_, keep_h_, keep_m_;
   Options options_;
 };

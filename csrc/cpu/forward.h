@@ -1,43 +1,46 @@
 // The forward pass of one layer: input products for a block of steps, then the recurrent steps.
 #pragma once
 
-#include "arena.h"
-#include "pack.h"
+#include "operand.h"
 #include "product.h"
-#include "rows.h"
 #include "threads.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
 // The weights of one direction as the forward pass reads them.
-template <class C, class T>
+template <class C, class N>
 struct ForwardWeights {
-  Panels<T> ih, hh, hr;
+  PackedMatrix<N> ih, hh, hr;
 
   void lay_out(const Problem& p, Arena& arena) {
-    const int64_t O = p.P ? p.P : p.H;
-    ih = {nullptr, p.I, p.H, C::kWx};
-    hh = {nullptr, O, p.H, C::kRh};
-    hr = {nullptr, p.H, p.P, 1};
-    ih.data = arena.take<T>(ih.size());
-    hh.data = arena.take<T>(hh.size());
-    hr.data = arena.take<T>(p.P ? hr.size() : 0);
+    ih.lay_out(p.I, p.H, C::kWx, true, arena);
+    hh.lay_out(p.P ? p.P : p.H, p.H, C::kRh, true, arena);
+    hr.lay_out(p.H, p.P, 1, p.P > 0, arena);
   }
 
-  int64_t panel_count() const { return ih.count() + hh.count() + hr.count(); }
+  int64_t panel_count() const { return ih.panels.count() + hh.panels.count() + hr.panels.count(); }
 
   void pack_panel(int64_t i, const Weights& from) const {
-    if (i < ih.count())
-      return pack_rows_panel(ih, i, static_cast<const T*>(from.w_ih),
-                             static_cast<const T*>(from.b_ih));
-    i -= ih.count();
-    if (i < hh.count())
-      return pack_rows_panel(hh, i, static_cast<const T*>(from.w_hh),
-                             static_cast<const T*>(from.b_hh));
-    pack_rows_panel(hr, i - hh.count(), static_cast<const T*>(from.w_hr),
-                    static_cast<const T*>(nullptr));
+    if (i < ih.panels.count()) return ih.pack_panel(i, from.w_ih, from.b_ih, from.scale_ih);
+    i -= ih.panels.count();
+    if (i < hh.panels.count()) return hh.pack_panel(i, from.w_hh, from.b_hh, from.scale_hh);
+    hr.pack_panel(i - hh.panels.count(), from.w_hr, nullptr, from.scale_hr);
   }
 };
+
+// Values kept of a row and unit for the backward pass; with projection also the unprojected output.
+template <class C>
+int64_t saved_values(const Problem& p) {
+  return C::kSaved + (p.P ? 1 : 0);
+}
+
+// With checkpoint_every = K: the states before the steps 0, K, 2K, ... in a direction's own order,
+// [ceil(T/K),B,kState-1,H]. Outputs are not among them, being kept as y.
+template <class C>
+int64_t checkpoint_size(const Problem& p) {
+  const int64_t count = (p.T + p.checkpoint_every - 1) / p.checkpoint_every;
+  return count * p.B * (C::kState - 1) * p.H;
+}
 
 // Rows of the input product that are made at once: enough to reuse each panel of W_ih, few enough
 // for the result to stay in L2 until the steps have read it.
@@ -45,71 +48,76 @@ constexpr int64_t kForwardBlockRows = 128;
 
 // The rows [begin, end) of one direction, from the first step to the last. Chains share nothing
 // that they write, so they run on any thread in any order.
-template <class C, class T>
+template <class C, class N>
 class ForwardChain {
  public:
+  using S = typename N::Storage;
+  using T = typename N::Value;
+  using F = typename N::Factors;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
   // `parts`: how many threads share the panels of each product, if share() gives a team.
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               int parts, const ForwardWeights<C, T>& weights, Arena& arena) {
+               int parts, const ForwardWeights<C, N>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
     rows_ = end - begin;
     block_steps_ = block_steps;
-    ld_operand_ = padded<T>(O_), ld_state_ = padded<T>(p.H), ld_x_ = padded<T>(p.I);
-    for (auto& operand : operand_) operand = arena.take<T>(rows_ * ld_operand_);
+    ld_state_ = padded<T>(p.H);
+    for (auto& operand : operand_) operand.lay_out(rows_, O_, arena);
     for (int s = 1; s < C::kState; ++s) state_[s] = arena.take<T>(rows_ * ld_state_);
-    unprojected_ = arena.take<T>(p.P ? rows_ * ld_state_ : 0);
+    unprojected_.lay_out(p.P ? rows_ : 0, p.H, arena);
     const int64_t block_rows = block_steps_ * rows_;
-    gathered_ = arena.take<T>(block_rows * ld_x_);
-    wx_ = arena.take<T>(Sums<T>::size(weights.ih, block_rows, true));
-    sums_size_ = round_up(larger(Sums<T>::size(weights.hh, rows_, false),
-                                 p.P ? Sums<T>::size(weights.hr, rows_, false) : 0),
+    gathered_.lay_out(block_rows, p.I, arena);
+    wx_ = arena.take<typename F::Sum>(Sums<F>::size(weights.ih.panels, block_rows, true));
+    sums_size_ = round_up(larger(Sums<F>::size(weights.hh.panels, rows_, false),
+                                 p.P ? Sums<F>::size(weights.hr.panels, rows_, false) : 0),
                           64);
-    sums_ = arena.take<T>(sums_size_ * parts);
+    sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
     start_ = arena.take<int64_t>(block_steps_ + 1);
   }
 
   void bind(const ForwardBuffers& b) {
     time_ = {p_->T, p_->B, b.offsets, direction_ == 1 || p_->reverse};
-    x_ = {static_cast<const T*>(b.x), b.offsets, b.x_strides};
-    y_ = {static_cast<T*>(b.y) + direction_ * O_, b.offsets, b.y_strides};
-    h_n_ = static_cast<T*>(b.h_n) + direction_ * p_->B * O_;
-    c_n_ = C::kState > 1 ? static_cast<T*>(b.c_n) + direction_ * p_->B * p_->H : nullptr;
-    h0_ = b.h0 ? static_cast<const T*>(b.h0) + direction_ * p_->B * O_ : nullptr;
-    c0_ = b.c0 ? static_cast<const T*>(b.c0) + direction_ * p_->B * p_->H : nullptr;
+    x_ = {static_cast<const S*>(b.x), b.offsets, b.x_strides};
+    y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.y_strides};
+    h_n_ = static_cast<S*>(b.h_n) + direction_ * p_->B * O_;
+    c_n_ = C::kState > 1 ? static_cast<S*>(b.c_n) + direction_ * p_->B * p_->H : nullptr;
+    h0_ = b.h0 ? static_cast<const S*>(b.h0) + direction_ * p_->B * O_ : nullptr;
+    c0_ = b.c0 ? static_cast<const S*>(b.c0) + direction_ * p_->B * p_->H : nullptr;
     const int64_t all_rows = b.offsets ? b.offsets[p_->T] : p_->T * p_->B;
-    saved_ = C::kSaved + (p_->P ? 1 : 0);
-    reserve_ = p_->training && saved_
-                   ? static_cast<T*>(b.reserve) + direction_ * all_rows * saved_ * p_->H
-                   : nullptr;
+    saved_ = saved_values<C>(*p_);
+    reserve_ = checkpoints_ = nullptr;
+    if (p_->training && p_->checkpoint_every)
+      checkpoints_ = static_cast<T*>(b.reserve) + direction_ * checkpoint_size<C>(*p_);
+    else if (p_->training && saved_)
+      reserve_ = static_cast<T*>(b.reserve) + direction_ * all_rows * saved_ * p_->H;
     options_.relu = p_->activation == Activation::kRelu;
   }
 
   // For a stream, in place of bind() and run_block(): step s, by itself, of a sequence without end.
-  void step_alone(const T* x, int64_t x_row, T* y, int64_t y_row, int64_t s) {
+  void step_alone(const S* x, int64_t x_row, S* y, int64_t y_row, int64_t s) {
     x_ = {x, nullptr, {0, x_row}};
     y_ = {y, nullptr, {0, y_row}};
     multiply_inputs(0, 1);
     step(s, 0);
   }
 
-  void set_state(const T* h, const T* c) {
+  void set_state(const S* h, const T* c) {
     time_ = {INT64_MAX, p_->B, nullptr, false};
-    reserve_ = h_n_ = nullptr;
+    reserve_ = checkpoints_ = nullptr, h_n_ = nullptr;
     options_.relu = p_->activation == Activation::kRelu;
-    h0_ = h, c0_ = c;
-    load_initial_states();
+    load_output(h);
+    load_carried(c);
   }
 
   // After `steps` steps.
-  void get_state(T* h, T* c, int64_t steps) const {
+  void get_state(S* h, T* c, int64_t steps) const {
     for (int64_t r = 0; r < rows_; ++r) {
-      copy_row(h + r * O_, operand_[steps & 1] + r * ld_operand_, O_);
+      operand_[steps & 1].get(r, h + r * O_);
       if (C::kState > 1) copy_row(c + r * p_->H, state_[C::kState - 1] + r * ld_state_, p_->H);
     }
   }
@@ -119,24 +127,41 @@ class ForwardChain {
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
   void run_block(int64_t block) {
-    if (block == 0) load_initial_states();
+    if (block == 0) {
+      load_output(h0_);
+      load_carried(c0_);
+    }
     const int64_t s0 = block * block_steps_, s1 = smaller(s0 + block_steps_, p_->T);
     const int64_t low = smaller(time_.time(s0), time_.time(s1 - 1));
     multiply_inputs(low, low + s1 - s0);
-    for (int64_t s = s0; s < s1; ++s) step(s, time_.time(s) - low);
+    for (int64_t s = s0; s < s1; ++s) {
+      if (checkpoints_ && s % p_->checkpoint_every == 0) keep_checkpoint(s / p_->checkpoint_every);
+      step(s, time_.time(s) - low);
+    }
     if (s1 == p_->T && C::kState > 1)
       for (int64_t r = 0; r < rows_; ++r)
-        copy_row(c_n_ + (begin_ + r) * p_->H, state_[1] + r * ld_state_, p_->H);
+        convert_row(c_n_ + (begin_ + r) * p_->H, state_[1] + r * ld_state_, p_->H);
   }
 
  private:
   int64_t active(int64_t t) const { return larger(smaller(time_.active(t), end_) - begin_, 0); }
 
-  void load_initial_states() {
+  void load_output(const S* h) {
     for (auto& operand : operand_)
-      load_state(h0_, begin_, end_, O_, operand - begin_ * ld_operand_, ld_operand_);
+      for (int64_t r = 0; r < rows_; ++r) operand.set(r, h ? h + (begin_ + r) * O_ : nullptr);
+  }
+
+  template <class From>
+  void load_carried(const From* c) {
     if (C::kState > 1)
-      load_state(c0_, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
+      load_state(c, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
+  }
+
+  void keep_checkpoint(int64_t i) {
+    for (int s = 1; s < C::kState; ++s)
+      for (int64_t r = 0; r < rows_; ++r)
+        copy_row(checkpoints_ + ((i * p_->B + begin_ + r) * (C::kState - 1) + s - 1) * p_->H,
+                 state_[s] + r * ld_state_, p_->H);
   }
 
   // wx for the steps at times [low, high): the block's rows in order of time.
@@ -147,53 +172,62 @@ class ForwardChain {
       rows += active(t);
     }
     start_[high - low] = block_rows_ = rows;
-    const T* a = gathered_;
-    int64_t lda = ld_x_;
     const bool whole = rows_ == p_->B && x_.strides.step == rows_ * x_.strides.row;
-    if (!x_.offsets && (rows_ == 1 || high - low == 1 || whole)) {
-      a = x_.row(low, begin_);
-      lda = rows_ == 1 ? x_.strides.step : x_.strides.row;
-    } else {
-      for (int64_t t = low; t < high; ++t)
-        for (int64_t r = 0; r < active(t); ++r)
-          copy_row(gathered_ + (start_[t - low] + r) * ld_x_, x_.row(t, begin_ + r), p_->I);
+    const bool regular = !x_.offsets && (rows_ == 1 || high - low == 1 || whole);
+    if constexpr (N::kDirect) {
+      if (regular && p_->I % F::kGroup == 0) {
+        const int64_t lda = rows_ == 1 ? x_.strides.step : x_.strides.row;
+        return multiply_input_rows(x_.row(low, begin_), lda, rows);
+      }
     }
-    panels_.run(w_->ih.count(), [&](int64_t begin, int64_t end, int) {
-      product(w_->ih, begin, end, false, a, lda, rows, Sums<T>{wx_, true},
-              [](int64_t, int64_t, int, const T*) {});
+    for (int64_t t = low; t < high; ++t)
+      for (int64_t r = 0; r < active(t); ++r)
+        gathered_.set(start_[t - low] + r, x_.row(t, begin_ + r));
+    gathered_.prepare(0, rows);
+    multiply_input_rows(gathered_.factors(0), gathered_.ld(), rows);
+  }
+
+  void multiply_input_rows(const typename F::Left* a, int64_t lda, int64_t rows) {
+    const PackedMatrix<N>& w = w_->ih;
+    panels_.run(w.panels.count(), [&](int64_t begin, int64_t end, int) {
+      product(w.panels, begin, end, false, a, lda, rows, Sums<F>{wx_, true},
+              [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+                w.values(p, count, tile, gathered_.scales() + r);
+              });
     });
   }
 
   void step(int64_t s, int64_t step_in_block) {
     const int64_t t = time_.time(s), n = active(t);
-    const T* operand = operand_[s & 1];
-    T* next = operand_[(s + 1) & 1];
+    Operand<N>& operand = operand_[s & 1];
+    Operand<N>& next = operand_[(s + 1) & 1];
     const int64_t wx_row = start_[step_in_block];
-    panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
-      product(w_->hh, begin, end, s & 1, operand, ld_operand_, n,
-              Sums<T>{sums_ + part * sums_size_, false},
-              [&](int64_t p, int64_t r, int count, const T* rh) {
+    operand.prepare(0, n);
+    panels_.run(w_->hh.panels.count(), [&](int64_t begin, int64_t end, int part) {
+      product(w_->hh.panels, begin, end, s & 1, operand.factors(0), operand.ld(), n,
+              Sums<F>{sums_ + part * sums_size_, false},
+              [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+                const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
                 finish(t, r, count, p, wx_row, rh, operand, next);
               });
     });
     if (p_->P) project(t, n, next);
     if (!h_n_) return;
     const int64_t still = s + 1 < p_->T ? active(time_.time(s + 1)) : 0;
-    for (int64_t r = still; r < n; ++r)
-      copy_row(h_n_ + (begin_ + r) * O_, next + r * ld_operand_, O_);
+    for (int64_t r = still; r < n; ++r) next.get(r, h_n_ + (begin_ + r) * O_);
   }
 
   // The cell's maths for the rows [r, r + count) and the blocks of units of one panel.
   void finish(int64_t t, int64_t r, int count, int64_t p, int64_t wx_row, const T* rh,
-              const T* operand, T* next) {
+              const Operand<N>& operand, Operand<N>& next) {
     constexpr int G = C::kWx;
-    const Panels<T>& w = w_->hh;
+    const Panels<F>& w = w_->hh.panels;
     const int columns = w.columns(p);
-    const T* wx = wx_ + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
-    T* y = p_->P ? nullptr : y_.row(t, begin_ + r);
+    const T* wx = input_sums() + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
+    S* y = p_->P ? nullptr : y_.row(t, begin_ + r);
     T* kept = reserve_ ? reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;
     for (int c = 0; c < columns; c += G) {
-      const int64_t u = (p * w.blocks_per_panel() + c / G) * W;
+      const int64_t u = w.unit(p, c);
       const int n = int(smaller(W, p_->H - u));
       for (int i = 0; i < count; ++i) {
         const int64_t tile = (i * columns + c) * W, state = (r + i) * ld_state_ + u;
@@ -202,17 +236,17 @@ class ForwardChain {
           in.wx[g] = V::load(wx + tile + g * W);
           in.rh[g] = V::load(rh + tile + g * W);
         }
-        if (C::kHoldsOutput) in.prev[0] = V::load(operand + (r + i) * ld_operand_ + u);
+        if (C::kHoldsOutput) in.prev[0] = operand.load(r + i, u);
         for (int s = 1; s < C::kState; ++s) in.prev[s] = V::load(state_[s] + state);
         Arr<V, C::kState> out;
         Arr<V, C::kSaved> saved;
         C::forward(in, options_, out, saved);
         for (int s = 1; s < C::kState; ++s) out[s].store(state_[s] + state);
         if (p_->P) {
-          out[0].store(unprojected_ + state);
+          unprojected_.store(r + i, u, out[0]);
         } else {
-          out[0].store(next + (r + i) * ld_operand_ + u);
-          out[0].store(y + i * y_.strides.row + u, n);
+          next.store(r + i, u, out[0]);
+          store_value(y + i * y_.strides.row + u, out[0], n);
         }
         if (kept) save(kept + i * saved_ * p_->H + u, n, saved, out[0]);
       }
@@ -225,32 +259,39 @@ class ForwardChain {
   }
 
   // LSTM with projection: h = W_hr m, m the unprojected output.
-  void project(int64_t t, int64_t rows, T* next) {
-    const Panels<T>& w = w_->hr;
-    product(w, 0, w.count(), false, unprojected_, ld_state_, rows, Sums<T>{sums_, false},
-            [&](int64_t p, int64_t r, int count, const T* h) {
-              const int64_t u = p * kMaxColumns * W;
-              const int64_t n = smaller(w.columns(p) * W, O_ - u);
-              for (int i = 0; i < count; ++i, h += w.columns(p) * W) {
-                copy_row(next + (r + i) * ld_operand_ + u, h, n);
-                copy_row(y_.row(t, begin_ + r + i) + u, h, n);
-              }
+  void project(int64_t t, int64_t rows, Operand<N>& next) {
+    const Panels<F>& w = w_->hr.panels;
+    unprojected_.prepare(0, rows);
+    product(w, 0, w.count(), false, unprojected_.factors(0), unprojected_.ld(), rows,
+            Sums<F>{sums_, false}, [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+              const T* h = w_->hr.values(p, count, tile, unprojected_.scales() + r);
+              for (int i = 0; i < count; ++i)
+                for (int c = 0; c < w.columns(p); ++c, h += W) {
+                  const int64_t u = w.unit(p, c);
+                  const V v = V::load(h);
+                  next.store(r + i, u, v);
+                  store_value(y_.row(t, begin_ + r + i) + u, v, int(smaller(W, O_ - u)));
+                }
             });
   }
 
+  const T* input_sums() const { return reinterpret_cast<const T*>(wx_); }
+
   const Problem* p_;
-  const ForwardWeights<C, T>* w_;
+  const ForwardWeights<C, N>* w_;
   PanelTeam panels_;
   int direction_;
-  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_;
-  int64_t ld_operand_, ld_state_, ld_x_;
-  T *operand_[2], *state_[C::kState], *unprojected_, *gathered_, *wx_, *sums_;
+  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_, ld_state_;
+  Operand<N> operand_[2], unprojected_, gathered_;
+  T* state_[C::kState];
+  typename F::Sum *wx_, *sums_;
   int64_t* start_;
   Timeline time_;
-  View<const T> x_;
-  View<T> y_;
-  T *h_n_, *c_n_, *reserve_;
-  const T *h0_, *c0_;
+  View<const S> x_;
+  View<S> y_;
+  S *h_n_, *c_n_;
+  T *reserve_, *checkpoints_;
+  const S *h0_, *c0_;
   Options options_;
 };
 
@@ -265,8 +306,10 @@ inline int team_size(const Problem& p) {
 
 // What threads share is directions and rows; of a single row they share the panels of every
 // product, which takes a join at each step, so the weights must be worth it.
-inline int panel_parts(const Problem& p, int gates) {
-  const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * (p.dtype == Dtype::kFloat64 ? 8 : 4);
+template <class N>
+int panel_parts(const Problem& p, int gates) {
+  constexpr int64_t kBytes = sizeof(typename N::Factors::Right);
+  const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * kBytes;
   return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
 }
 
@@ -276,10 +319,10 @@ inline int group_count(const Problem& p) {
   return int(larger(1, smaller(wanted, p.B)));
 }
 
-template <class C, class T>
+template <class C, class N>
 struct ForwardPass {
-  ForwardWeights<C, T> weights[2];
-  ForwardChain<C, T> chains[2 * kMaxGroups];
+  ForwardWeights<C, N> weights[2];
+  ForwardChain<C, N> chains[2 * kMaxGroups];
   int chain_count = 0;
 
   explicit ForwardPass(const Problem& p, Arena& packed, Arena& workspace) {
@@ -290,24 +333,24 @@ struct ForwardPass {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
         chains[chain_count++].lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                                      panel_parts(p, C::kRh), weights[d], workspace);
+                                      panel_parts<N>(p, C::kRh), weights[d], workspace);
     }
   }
 };
 
-template <class C, class T>
+template <class C, class N>
 void sequence_forward_sizes(const Problem& p, Sizes& sizes) {
   Arena packed(nullptr), workspace(nullptr);
-  ForwardPass<C, T> pass(p, packed, workspace);
+  ForwardPass<C, N> pass(p, packed, workspace);
   sizes.packed = packed.bytes();
   sizes.workspace = workspace.bytes();
-  sizes.saved = C::kSaved + (p.P ? 1 : 0);
+  sizes.saved = p.checkpoint_every ? C::kState - 1 : saved_values<C>(p);
 }
 
-template <class C, class T>
+template <class C, class N>
 void sequence_forward(const Problem& p, const ForwardBuffers& b) {
   Arena packed(b.packed), workspace(b.workspace);
-  ForwardPass<C, T> pass(p, packed, workspace);
+  ForwardPass<C, N> pass(p, packed, workspace);
   Team team(team_size(p));
   if (b.repack) {
     const int64_t panels = pass.weights[0].panel_count();
@@ -317,7 +360,7 @@ void sequence_forward(const Problem& p, const ForwardBuffers& b) {
   }
   for (int i = 0; i < pass.chain_count; ++i) pass.chains[i].bind(b);
   if (p.B == 0) return;
-  if (panel_parts(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
+  if (panel_parts<N>(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
   team.run_chains(pass.chain_count, pass.chains[0].block_count(),
                   [&](int64_t chain, int64_t block) { pass.chains[chain].run_block(block); });
 }

@@ -30,7 +30,7 @@ bool has_avx2() {
   constexpr uint64_t kYmm = 0x6;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if ((saved_registers() & kYmm) != kYmm) return false;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA)) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_F16C)) return false;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 }
 
@@ -40,6 +40,13 @@ bool has_avx512() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx2() || (saved_registers() & kZmm) != kZmm) return false;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & kNeeded) == kNeeded;
+}
+
+bool has_avx512_bf16() {
+  constexpr unsigned kVnni = 1u << 11, kBf16 = 1u << 5;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & kVnni)) return false;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBf16);
 }
 #endif
 
@@ -56,6 +63,9 @@ std::vector<IsaEntry> make_list() {
 #endif
 #if defined(FASTRNN_HAVE_AVX512)
   list.push_back({"avx512", has_avx512(), &avx512::kernels()});
+#endif
+#if defined(FASTRNN_HAVE_AVX512_BF16)
+  list.push_back({"avx512_bf16", has_avx512_bf16(), &avx512_bf16::kernels()});
 #endif
   return list;
 }

@@ -9,14 +9,19 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class T>
+template <class C, class N>
 constexpr CellKernels cell_kernels() {
-  using S = StreamFunctions<C, T>;
-  return {sequence_forward_sizes<C, T>,
-          sequence_backward_sizes<C, T>,
-          sequence_forward<C, T>,
-          sequence_backward<C, T>,
-          {S::create, S::load, S::step, S::set_state, S::get_state}};
+  using S = StreamFunctions<C, N>;
+  CellKernels k = {sequence_forward_sizes<C, N>,
+                   nullptr,
+                   sequence_forward<C, N>,
+                   nullptr,
+                   {S::create, S::load, S::step, S::set_state, S::get_state}};
+  if constexpr (!N::kQuantized) {
+    k.backward_sizes = sequence_backward_sizes<C, N>;
+    k.backward = sequence_backward<C, N>;
+  }
+  return k;
 }
 
 template <class T>
@@ -37,7 +42,11 @@ void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
 }
 
 const Kernels& kernels() {
-#define FASTRNN_ENTRY(type, id, name) {cell_kernels<type, float>(), cell_kernels<type, double>()},
+  // In the order of enum Dtype.
+#define FASTRNN_ENTRY(type, id, name)                                         \
+  {cell_kernels<type, Float32>(), cell_kernels<type, Float64>(),              \
+   cell_kernels<type, Bfloat16Format>(), cell_kernels<type, Float16Format>(), \
+   cell_kernels<type, Int8Format>()},
 #define FASTRNN_INFO(type, id, name) \
   {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu},
   static constexpr Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},

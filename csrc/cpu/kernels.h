@@ -14,7 +14,7 @@ struct StreamKernels {
   void (*get_state)(const void* stream, void* h, void* c);
 };
 
-struct CellKernels {
+struct CellKernels {  // null: there is none for this dtype
   void (*forward_sizes)(const Problem&, Sizes&);
   void (*backward_sizes)(const Problem&, Sizes&);
   void (*forward)(const Problem&, const ForwardBuffers&);
@@ -25,7 +25,7 @@ struct CellKernels {
 // For tests of the vector functions: y[i] = f(x[i]).
 enum class Function { kSigmoid, kTanh };
 
-constexpr int kCells = 3, kDtypes = 2;
+constexpr int kCells = 3, kDtypes = 5;
 
 struct Kernels {
   CellKernels cells[kCells][kDtypes];
@@ -46,6 +46,9 @@ namespace avx2 {
 const Kernels& kernels();
 }
 namespace avx512 {
+const Kernels& kernels();
+}
+namespace avx512_bf16 {
 const Kernels& kernels();
 }
 

@@ -5,7 +5,7 @@
 
 #include <chrono>
 
-#include "../simd/vec.h"
+#include "format.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -14,26 +14,33 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 // GFLOP/s of independent multiply-adds in registers: the best of many short runs.
-template <class T>
+template <class F>
 double fma_peak_of(double seconds) {
-  using V = Vec<T>;
+  using V = Vec<typename F::Sum>;
   constexpr int kChains = kRegisters == 32 ? 24 : 12, kRepeats = 20000;
   V sum[kChains];  // in registers: every loop over it is unrolled
 #pragma GCC unroll 24
-  for (int i = 0; i < kChains; ++i) sum[i] = V(T(i));
-  V factor = V(T(0.999)), addend = V(T(0.001));
+  for (int i = 0; i < kChains; ++i) {
+    sum[i].v = Native<typename F::Sum>{};
+    asm volatile("" : "+m"(sum[i].v));  // the compiler must not know that they are alike
+  }
+  const typename F::Left zero[F::kGroup] = {}, *left = zero;
+  const typename F::Sum zeros[V::kWidth] = {}, *right = zeros;
+  asm volatile("" : "+r"(left), "+r"(right)::"memory");
+  const typename F::Word a = F::broadcast(left), w = F::load(right);
+  typename F::Sum sink[V::kWidth];
   double best = 0;
   const auto start = std::chrono::steady_clock::now();
   while (seconds_since(start) < seconds) {
     const auto run = std::chrono::steady_clock::now();
     for (int n = 0; n < kRepeats; ++n) {
 #pragma GCC unroll 24
-      for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], factor, addend);
+      for (int i = 0; i < kChains; ++i) sum[i] = F::multiply_add(a, w, sum[i]);
     }
-    const double flops = 2.0 * kRepeats * kChains * V::kWidth / seconds_since(run) / 1e9;
+    const double products = double(kRepeats) * kChains * V::kWidth * F::kGroup;
+    const double flops = 2 * products / seconds_since(run) / 1e9;
     if (flops > best) best = flops;
   }
-  T sink[V::kWidth];
 #pragma GCC unroll 24
   for (int i = 1; i < kChains; ++i) sum[0] = sum[0] + sum[i];
   sum[0].store(sink);
@@ -42,7 +49,16 @@ double fma_peak_of(double seconds) {
 }
 
 inline double measure_fma_peak(Dtype dtype, double seconds) {
-  return dtype == Dtype::kFloat64 ? fma_peak_of<double>(seconds) : fma_peak_of<float>(seconds);
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return fma_peak_of<PlainFactors<double>>(seconds);
+    case Dtype::kBfloat16:
+      return fma_peak_of<Bfloat16Factors>(seconds);
+    case Dtype::kInt8:
+      return fma_peak_of<Int8Factors>(seconds);
+    default:
+      return fma_peak_of<PlainFactors<float>>(seconds);
+  }
 }
 
 inline double measure_read_bandwidth(void* buffer, size_t bytes, double seconds) {

@@ -7,56 +7,106 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// One vector of columns of a panel: `lanes` rows of w, `ld` long, become lanes; the rest is zero.
-template <class T>
-void pack_lanes(const T* w, int64_t ld, int lanes, T* to, int64_t to_row) {
-  constexpr int W = Vec<T>::kWidth;
+// A word of the packed matrix from up to kGroup elements of w, zeros behind them.
+template <class N>
+typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
+  using F = typename N::Factors;
+  if constexpr (std::is_same_v<typename N::Weight, typename F::Right>) {
+    typename N::Sum word = 0;
+    __builtin_memcpy(&word, w, smaller(count, F::kGroup) * sizeof *w);
+    return word;
+  } else {
+    return load_value(w, 1).v[0];
+  }
+}
+
+template <class N>
+Native<typename N::Sum> packed_words(const typename N::Weight* w) {
+  if constexpr (std::is_same_v<typename N::Weight, typename N::Factors::Right>) {
+    Native<typename N::Sum> words;
+    __builtin_memcpy(&words, w, sizeof words);
+    return words;
+  } else {
+    return load_value(w, N::kWidth).v;
+  }
+}
+
+// One vector of columns of a panel: `lanes` rows of w, n long, become lanes; the rest is zero.
+template <class N>
+void pack_lanes(const typename N::Weight* w, int64_t n, int lanes, typename N::Sum* to,
+                int64_t to_row) {
+  constexpr int W = N::kWidth, kGroup = N::Factors::kGroup;
   int64_t k = 0;
   if (lanes == W)
-    for (; k + W <= ld; k += W) {
+    for (; k + W * kGroup <= n; k += W * kGroup) {
       // Many rows are read side by side, more streams than processors recognise by themselves.
-      for (int lane = 0; lane < W; ++lane) __builtin_prefetch(w + lane * ld + k + 8 * W);
-      transpose_block(w + k, ld, to + k * to_row, to_row);
+      for (int lane = 0; lane < W; ++lane) __builtin_prefetch(w + lane * n + k + 8 * W * kGroup);
+      transpose_block([&](int lane) { return packed_words<N>(w + lane * n + k); },
+                      to + k / kGroup * to_row, to_row);
     }
-  for (; k < ld; ++k)
+  for (; k < n; k += kGroup)
     for (int lane = 0; lane < W; ++lane)
-      to[k * to_row + lane] = lane < lanes ? w[lane * ld + k] : T(0);
+      to[k / kGroup * to_row + lane] =
+          lane < lanes ? packed_word<N>(w + lane * n + k, n - k) : typename N::Sum(0);
+}
+
+// What the accumulators of a row of w start from: its bias; of 8-bit numbers what takes back the
+// 128 that is added to each factor.
+template <class N>
+typename N::Sum start_of_sum(const typename N::Weight* w, int64_t n,
+                             const typename N::Storage* bias) {
+  if constexpr (N::kQuantized) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < n; ++k) sum += w[k];
+    return -128 * sum;
+  } else {
+    return bias ? load_value(bias, 1).v[0] : 0;
+  }
 }
 
 // One panel of the product with w transposed: column (g, u) is row g * units + u of w, [G*units,k].
-template <class T>
-void pack_rows_panel(const Panels<T>& to, int64_t p, const T* w, const T* bias) {
-  constexpr int W = Vec<T>::kWidth;
+template <class N>
+void pack_rows_panel(const Panels<typename N::Factors>& to, int64_t p, const typename N::Weight* w,
+                     const typename N::Storage* bias) {
+  constexpr int W = N::kWidth;
   const int columns = to.columns(p);
   for (int c = 0; c < columns; ++c) {
-    const int64_t unit = (p * to.blocks_per_panel() + c / to.gates) * W;
-    const int64_t first = c % to.gates * to.units + unit;
+    const int64_t unit = to.unit(p, c), first = c % to.gates * to.units + unit;
     const int lanes = int(smaller(W, to.units - unit));
-    T* column = to.panel(p) + c * W;
+    auto* column = to.panel(p) + c * W;
     for (int lane = 0; lane < W; ++lane)
-      column[lane] = bias && lane < lanes ? bias[first + lane] : T(0);
-    pack_lanes(w + first * to.k, to.k, lanes, column + columns * W, columns * W);
+      column[lane] = lane < lanes ? start_of_sum<N>(w + (first + lane) * to.k, to.k,
+                                                    bias ? bias + first + lane : nullptr)
+                                  : typename N::Sum(0);
+    pack_lanes<N>(w + first * to.k, to.k, lanes, column + columns * W, columns * W);
   }
 }
 
 // One panel of the product with w itself, [G*units,n] with one "gate" of n columns. Its k runs
 // over slots: slot s holds the rows of gate order[s] of w.
-template <class T>
-void pack_columns_panel(const Panels<T>& to, int64_t p, const T* w, const int* order, int slots) {
-  constexpr int W = Vec<T>::kWidth;
+template <class N>
+void pack_columns_panel(const Panels<typename N::Factors>& to, int64_t p,
+                        const typename N::Storage* w, const int* order, int slots) {
+  constexpr int W = N::kWidth, kGroup = N::Factors::kGroup;
   const int columns = to.columns(p);
   const int64_t units = to.k / slots, first = p * to.blocks_per_panel() * W;
-  T* out = to.panel(p);
-  fill_row(out, T(0), columns * W);
+  auto* out = to.panel(p);
+  fill_row(out, typename N::Sum(0), columns * W);
   out += columns * W;
-  for (int s = 0; s < slots; ++s) {
-    for (int64_t u = 0; u < units; ++u, out += columns * W) {
-      const T* row = w + (order[s] * units + u) * to.units + first;
-      const int64_t n = smaller(columns * W, to.units - first);
-      copy_row(out, row, n);
-      fill_row(out + n, T(0), columns * W - n);
+  const auto row = [&](int64_t k) {
+    return w + (order[k / units] * units + k % units) * to.units + first;
+  };
+  for (int64_t k = 0; k < to.k; k += kGroup, out += columns * W)
+    for (int c = 0; c < columns; ++c) {
+      const int n = int(smaller(W, to.units - first - c * W));
+      if constexpr (kGroup == 1) {
+        load_value(row(k) + c * W, n).store(out + c * W);
+      } else {
+        const HalfBits low = load_half(row(k) + c * W, n);
+        const HalfBits high = k + 1 < to.k ? load_half(row(k + 1) + c * W, n) : HalfBits{};
+        Vec<float>(interleave(low, high)).store(out + c * W);
+      }
     }
-  }
 }
 
 // The gates of a gradient's slots. A product's slots must be adjacent, from `first` on.

@@ -5,12 +5,12 @@
 // so that a tile of `rows x gates x blocks` accumulators streams one panel. In front of a panel lie
 // the values that its accumulators start from: the bias, or zeros.
 //
-// Every output is one chain of fused multiply-adds over ascending k, whatever the tile, the number
-// of rows or the blocking of k (a partial chain waits in memory at full precision). This is what
-// makes results independent of batch size and threads.
+// Every output is one chain of multiply-adds over ascending k, whatever the tile, the number of
+// rows or the blocking of k (a partial chain waits in memory at full precision). This is what makes
+// results independent of batch size and threads. The chains advance by words, see format.h.
 #pragma once
 
-#include "../simd/vec.h"
+#include "format.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -23,12 +23,12 @@ constexpr int max_tile_rows(int columns) {
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 constexpr int kMaxTileRows = 12;
 
-// out[r][c] = init[r][c] + sum over k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// a[r * lda + k], or a[k * R + r] where A was packed.
-template <class T, int R, int C, bool kPackedA>
-void tile_product(int64_t k, const T* a, int64_t lda, const T* panel, const T* init,
-                  int64_t init_row, T* out) {
-  using V = Vec<T>;
+// out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
+// word k of the row at a + r * lda, or word k * R + r of a where A was packed.
+template <class F, int R, int C, bool kPackedA>
+void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
+                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out) {
+  using V = Vec<typename F::Sum>;
   constexpr int W = V::kWidth;
   V sum[R][C];
 #pragma GCC unroll 12
@@ -36,17 +36,17 @@ void tile_product(int64_t k, const T* a, int64_t lda, const T* panel, const T* i
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
   for (; k > 0; --k) {
-    V w[C];
+    typename F::Word w[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) w[c] = V::load(panel + c * W);
+    for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
     panel += C * W;
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const V x(kPackedA ? a[r] : a[r * lda]);
+      const typename F::Word x = F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) sum[r][c] = fma(x, w[c], sum[r][c]);
+      for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, w[c], sum[r][c]);
     }
-    a += kPackedA ? R : 1;
+    a += (kPackedA ? R : 1) * F::kGroup;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -54,14 +54,15 @@ void tile_product(int64_t k, const T* a, int64_t lda, const T* panel, const T* i
     for (int c = 0; c < C; ++c) sum[r][c].store(out + (r * C + c) * W);
 }
 
-template <class T>
-using TileProduct = void (*)(int64_t k, const T* a, int64_t lda, const T* panel, const T* init,
-                             int64_t init_row, T* out);
+template <class F>
+using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
+                             const typename F::Sum* panel, const typename F::Sum* init,
+                             int64_t init_row, typename F::Sum* out);
 
 // tile_product of a run-time size: table[columns - 1][rows - 1].
-template <class T, bool kPackedA>
+template <class F, bool kPackedA>
 struct TileTable {
-  TileProduct<T> entry[kMaxColumns][kMaxTileRows] = {};
+  TileProduct<F> entry[kMaxColumns][kMaxTileRows] = {};
 
   constexpr TileTable() { fill_columns<1>(); }
 
@@ -72,22 +73,22 @@ struct TileTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = tile_product<T, R, C, kPackedA>;
+    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA>;
     if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class T, bool kPackedA>
-inline constexpr TileTable<T, kPackedA> kTiles{};
+template <class F, bool kPackedA>
+inline constexpr TileTable<F, kPackedA> kTiles{};
 
 // One row times the panels p and p + 1 at once: twice the independent chains, since a single row
 // has too few to hide the latency of a multiply-add.
-template <class T, int R, int C>
-void pair_product(int64_t k, const T* a, int64_t lda, const T* panel, int64_t panel_stride, T* out,
-                  int64_t out_stride) {
-  using V = Vec<T>;
+template <class F, int R, int C>
+void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
+                  int64_t panel_stride, typename F::Sum* out, int64_t out_stride) {
+  using V = Vec<typename F::Sum>;
   constexpr int W = V::kWidth;
   V sum[2][R][C];
-  const T* init = panel;
+  const typename F::Sum* init = panel;
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p)
 #pragma GCC unroll 3
@@ -98,18 +99,18 @@ void pair_product(int64_t k, const T* a, int64_t lda, const T* panel, int64_t pa
   for (; k > 0; --k) {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
-      V w[C];
+      typename F::Word w[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) w[c] = V::load(panel + p * panel_stride + c * W);
+      for (int c = 0; c < C; ++c) w[c] = F::load(panel + p * panel_stride + c * W);
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
-        const V x(a[r * lda]);
+        const typename F::Word x = F::broadcast(a + r * lda);
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) sum[p][r][c] = fma(x, w[c], sum[p][r][c]);
+        for (int c = 0; c < C; ++c) sum[p][r][c] = F::multiply_add(x, w[c], sum[p][r][c]);
       }
     }
     panel += C * W;
-    ++a;
+    a += F::kGroup;
   }
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p)
@@ -119,16 +120,17 @@ void pair_product(int64_t k, const T* a, int64_t lda, const T* panel, int64_t pa
       for (int c = 0; c < C; ++c) sum[p][r][c].store(out + p * out_stride + (r * C + c) * W);
 }
 
-template <class T>
-using PairProduct = void (*)(int64_t k, const T* a, int64_t lda, const T* panel,
-                             int64_t panel_stride, T* out, int64_t out_stride);
+template <class F>
+using PairProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
+                             const typename F::Sum* panel, int64_t panel_stride,
+                             typename F::Sum* out, int64_t out_stride);
 constexpr int max_pair_rows(int columns) {
   return max_tile_rows(columns) < 8 ? 1 : max_tile_rows(columns) / 4;
 }
 
-template <class T>
+template <class F>
 struct PairTable {
-  PairProduct<T> entry[kMaxColumns][3] = {};
+  PairProduct<F> entry[kMaxColumns][3] = {};
   constexpr PairTable() { fill_columns<1>(); }
   template <int C>
   constexpr void fill_columns() {
@@ -137,18 +139,19 @@ struct PairTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = pair_product<T, R, C>;
+    entry[C - 1][R - 1] = pair_product<F, R, C>;
     if constexpr (R < max_pair_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class T>
-inline constexpr PairTable<T> kPairs{};
+template <class F>
+inline constexpr PairTable<F> kPairs{};
 
 // The geometry of a packed matrix with `gates` groups of `units` columns and k rows.
-template <class T>
+template <class F>
 struct Panels {
-  static constexpr int W = Vec<T>::kWidth;
-  T* data = nullptr;
+  using Sum = typename F::Sum;
+  static constexpr int W = Vec<Sum>::kWidth;
+  Sum* data = nullptr;
   int64_t k = 0, units = 0;
   int gates = 1;
 
@@ -160,40 +163,44 @@ struct Panels {
     const int64_t rest = blocks() - p * blocks_per_panel();
     return gates * int(rest < blocks_per_panel() ? rest : blocks_per_panel());
   }
-  int64_t stride() const { return (k + 1) * columns() * W; }  // elements
-  T* panel(int64_t p) const { return data + p * stride(); }
+  // The first unit of column c of panel p.
+  int64_t unit(int64_t p, int c) const { return (p * blocks_per_panel() + c / gates) * W; }
+  int64_t words() const { return (k + F::kGroup - 1) / F::kGroup; }
+  int64_t stride() const { return (words() + 1) * columns() * W; }
+  Sum* panel(int64_t p) const { return data + p * stride(); }
   int64_t size() const { return count() * stride(); }
 };
 
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
 constexpr int64_t kPanelBytes = 256 << 10;
 
-template <class T>
-int64_t k_block(const Panels<T>& w, int64_t rows) {
-  const int64_t limit = kPanelBytes / (w.columns() * w.W * int64_t(sizeof(T)));
-  if (w.k <= limit || rows <= max_tile_rows(w.columns())) return w.k > 0 ? w.k : 1;
-  const int64_t parts = (w.k + limit - 1) / limit;
-  return (w.k + parts - 1) / parts;
+template <class F>
+int64_t k_block(const Panels<F>& w, int64_t rows) {
+  const int64_t limit = kPanelBytes / (w.columns() * kVectorBytes), k = w.words();
+  if (k <= limit || rows <= max_tile_rows(w.columns())) return k > 0 ? k : 1;
+  const int64_t parts = (k + limit - 1) / limit;
+  return (k + parts - 1) / parts;
 }
 
-template <class T, class Done>
-void multiply_pair(const Panels<T>& w, int64_t p, const T* a, int64_t lda, int rows, T* out,
-                   int64_t out_stride, Done& done) {
-  kPairs<T>.entry[w.columns(p) - 1][rows - 1](w.k, a, lda, w.panel(p), w.stride(), out, out_stride);
-  done(p, int64_t(0), rows, static_cast<const T*>(out));
-  done(p + 1, int64_t(0), rows, static_cast<const T*>(out + out_stride));
+template <class F, class Done>
+void multiply_pair(const Panels<F>& w, int64_t p, const typename F::Left* a, int64_t lda, int rows,
+                   typename F::Sum* out, int64_t out_stride, Done& done) {
+  kPairs<F>.entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), out,
+                                              out_stride);
+  done(p, int64_t(0), rows, out);
+  done(p + 1, int64_t(0), rows, out + out_stride);
 }
 
 // Where product() leaves its sums: panel p, row r at data + p * panel + r * columns(p) * W. With
 // `keep` false they are only handed to done(), and share one small place that stays in L1.
-template <class T>
+template <class F>
 struct Sums {
-  T* data;
+  typename F::Sum* data;
   bool keep;
 
-  static int64_t size(const Panels<T>& w, int64_t rows, bool keep) {
+  static int64_t size(const Panels<F>& w, int64_t rows, bool keep) {
     const int64_t row = w.columns() * w.W;
-    if (keep || k_block(w, rows) < w.k) return w.count() * rows * row;
+    if (keep || k_block(w, rows) < w.words()) return w.count() * rows * row;
     return kMaxTileRows * kMaxColumns * w.W;
   }
 };
@@ -202,21 +209,23 @@ struct Sums {
 // rows [r, r + n) of panel p when their sums are complete. `descending` takes the panels in reverse
 // order: alternating it from call to call keeps the end of a matrix that just exceeds a cache level
 // in that cache.
-template <class T, class Done>
-void product(const Panels<T>& w, int64_t begin, int64_t end, bool descending, const T* a,
-             int64_t lda, int64_t rows, Sums<T> sums, Done&& done) {
-  constexpr int W = Vec<T>::kWidth;
+template <class F, class Done>
+void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
+             const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums, Done&& done) {
+  using Sum = typename F::Sum;
+  constexpr int W = Vec<Sum>::kWidth;
   if (rows <= 0) return;
+  const int64_t words = w.words();
   const int64_t k_step = k_block(w, rows);  // at least 1: without any k there is one pass too
-  const bool keep = sums.keep || k_step < w.k;
+  const bool keep = sums.keep || k_step < words;
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
-  for (int64_t k0 = 0; k0 == 0 || k0 < w.k; k0 += k_step) {
-    const int64_t k = w.k - k0 < k_step ? w.k - k0 : k_step;
-    const bool complete = k0 + k >= w.k;
+  for (int64_t k0 = 0; k0 == 0 || k0 < words; k0 += k_step) {
+    const int64_t k = words - k0 < k_step ? words - k0 : k_step;
+    const bool complete = k0 + k >= words;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = descending ? begin + end - 1 - i : i;
       const int columns = w.columns(p);
-      T* out = sums.data + p * panel_elements;
+      Sum* out = sums.data + p * panel_elements;
       if (rows <= max_pair_rows(columns) && i + 1 < end) {
         const int64_t low = descending ? p - 1 : p;
         if (w.columns(low) == w.columns(low + 1)) {
@@ -230,11 +239,11 @@ void product(const Panels<T>& w, int64_t begin, int64_t end, bool descending, co
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = rows * t / tiles;
         const int n = int(rows * (t + 1) / tiles - r);
-        T* tile = out + (keep ? r * columns * W : 0);
-        kTiles<T, false>.entry[columns - 1][n - 1](
-            k, a + r * lda + k0, lda, w.panel(p) + (1 + k0) * columns * W,
+        Sum* tile = out + (keep ? r * columns * W : 0);
+        kTiles<F, false>.entry[columns - 1][n - 1](
+            k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
             k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
-        if (complete) done(p, r, n, static_cast<const T*>(tile));
+        if (complete) done(p, r, n, tile);
       }
     }
   }

@@ -3,7 +3,7 @@
 
 #include <fastrnn/fastrnn.h>
 
-#include "../simd/vec.h"
+#include "format.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -15,8 +15,9 @@ inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 // of a tile on the same few lines of L1.
 template <class T>
 int64_t padded(int64_t n) {
-  const int64_t width = round_up(n, Vec<T>::kWidth);
-  return width * int64_t(sizeof(T)) % 1024 ? width : width + Vec<T>::kWidth;
+  constexpr int64_t kWhole = kVectorBytes / sizeof(T);
+  const int64_t width = round_up(n, kWhole);
+  return width * int64_t(sizeof(T)) % 1024 ? width : width + kWhole;
 }
 
 // The rows of one direction in its own time order: step s = 0, 1, ... is at time t(s).
@@ -61,12 +62,28 @@ void fill_row(T* to, T value, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = value;
 }
 
+// Numbers of the caller into an internal row or back, or between two numbers of the same kind.
+template <class To, class From>
+void convert_row(To* to, const From* from, int64_t n) {
+  if constexpr (std::is_same_v<To, From> && sizeof(To) >= 4) {
+    copy_row(to, from, n);
+  } else if constexpr (std::is_same_v<To, From>) {
+    __builtin_memcpy(to, from, size_t(n) * sizeof(To));
+  } else {
+    constexpr int W = Vec<float>::kWidth;
+    for (int64_t i = 0; i < n; i += W) {
+      const int count = int(smaller(W, n - i));
+      store_value(to + i, load_value(from + i, count), count);
+    }
+  }
+}
+
 // Rows [begin, end) of a [B,n] state into rows of an internal buffer; null: zeros.
-template <class T>
-void load_state(const T* from, int64_t begin, int64_t end, int64_t n, T* to, int64_t ld) {
+template <class T, class S>
+void load_state(const S* from, int64_t begin, int64_t end, int64_t n, T* to, int64_t ld) {
   for (int64_t b = begin; b < end; ++b) {
     if (from)
-      copy_row(to + b * ld, from + b * n, n);
+      convert_row(to + b * ld, from + b * n, n);
     else
       fill_row(to + b * ld, T(0), n);
   }

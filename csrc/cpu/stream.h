@@ -6,14 +6,17 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class T>
+template <class C, class N>
 class StreamLayers {
  public:
+  using S = typename N::Storage;
+  using T = typename N::Value;
+
   struct Layer {
     Problem problem;
-    ForwardWeights<C, T> weights;
-    ForwardChain<C, T> chain;
-    T* y;  // [B,O], the next layer's input
+    ForwardWeights<C, N> weights;
+    ForwardChain<C, N> chain;
+    S* y;  // [B,O], the next layer's input
   };
 
   // Lays everything out behind the object itself, which starts the caller's memory.
@@ -29,7 +32,7 @@ class StreamLayers {
       if (i > 0) l.problem.I = p.P ? p.P : p.H;
       l.weights.lay_out(l.problem, arena);
       l.chain.lay_out(l.problem, 0, 0, p.B, 1, 1, l.weights, arena);
-      l.y = arena.take<T>(p.B * (p.P ? p.P : p.H));
+      l.y = arena.take<S>(p.B * (p.P ? p.P : p.H));
     }
     bytes = arena.bytes();
     StreamLayers& to = self ? *self : unplaced;
@@ -43,12 +46,12 @@ class StreamLayers {
         layer_[i].weights.pack_panel(p, weights[i]);
   }
 
-  void step(const T* x, int64_t x_row, T* y, int64_t y_row) {
+  void step(const S* x, int64_t x_row, S* y, int64_t y_row) {
     for (int i = 0; i < count_; ++i) {
       const Problem& p = layer_[i].problem;
       const int64_t O = p.P ? p.P : p.H;
       const bool last = i + 1 == count_;
-      T* to = last ? y : layer_[i].y;
+      S* to = last ? y : layer_[i].y;
       layer_[i].chain.step_alone(x, x_row, to, last ? y_row : O, steps_);
       x = to, x_row = O;
     }
@@ -56,7 +59,7 @@ class StreamLayers {
   }
 
   // h [L,B,O], c [L,B,H]; null: zeros.
-  void set_state(const T* h, const T* c) {
+  void set_state(const S* h, const T* c) {
     for (int i = 0; i < count_; ++i) {
       const Problem& p = layer_[i].problem;
       const int64_t at = i * p.B;
@@ -65,7 +68,7 @@ class StreamLayers {
     }
   }
 
-  void get_state(T* h, T* c) const {
+  void get_state(S* h, T* c) const {
     for (int i = 0; i < count_; ++i) {
       const Problem& p = layer_[i].problem;
       const int64_t at = i * p.B;
@@ -79,21 +82,23 @@ class StreamLayers {
   Layer* layer_;
 };
 
-template <class C, class T>
+template <class C, class N>
 struct StreamFunctions {
-  using Layers = StreamLayers<C, T>;
+  using S = typename N::Storage;
+  using T = typename N::Value;
+  using Layers = StreamLayers<C, N>;
   static void* create(const Problem& p, int layers, void* memory, size_t& bytes) {
     return Layers::lay_out(p, layers, memory, bytes);
   }
   static void load(void* s, const Weights* weights) { static_cast<Layers*>(s)->load(weights); }
   static void step(void* s, const void* x, int64_t x_row, void* y, int64_t y_row) {
-    static_cast<Layers*>(s)->step(static_cast<const T*>(x), x_row, static_cast<T*>(y), y_row);
+    static_cast<Layers*>(s)->step(static_cast<const S*>(x), x_row, static_cast<S*>(y), y_row);
   }
   static void set_state(void* s, const void* h, const void* c) {
-    static_cast<Layers*>(s)->set_state(static_cast<const T*>(h), static_cast<const T*>(c));
+    static_cast<Layers*>(s)->set_state(static_cast<const S*>(h), static_cast<const T*>(c));
   }
   static void get_state(const void* s, void* h, void* c) {
-    static_cast<const Layers*>(s)->get_state(static_cast<T*>(h), static_cast<T*>(c));
+    static_cast<const Layers*>(s)->get_state(static_cast<S*>(h), static_cast<T*>(c));
   }
 };
 

@@ -7,38 +7,43 @@
 namespace fastrnn::FASTRNN_ISA {
 
 // Space of one thread.
-template <class T>
+template <class N>
 struct GradientScratch {
+  using T = typename N::Value;
+  using F = typename N::Factors;
   static constexpr int64_t kUnits = 48;  // of one slot, in one ticket
   static constexpr int64_t kRows = 48;   // of dx, in one ticket
   T *packed, *tile, *zeros, *sums;
 
-  void lay_out(const Panels<T>& ih, Arena& arena) {
-    constexpr int W = Vec<T>::kWidth;
+  void lay_out(const Panels<F>& ih, Arena& arena) {
+    constexpr int W = N::kWidth;
     packed = arena.take<T>(kUnits * kChunkRows + kMaxTileRows + W);
     tile = arena.take<T>(kMaxTileRows * kMaxColumns * W);
     zeros = arena.take<T>(kMaxColumns * W);
-    sums = arena.take<T>(Sums<T>::size(ih, kRows, false));
+    sums = arena.take<T>(Sums<F>::size(ih, kRows, false));
   }
 };
 
 // One factor of a weight gradient: `units` columns of a row-major buffer.
-template <class T>
+template <class Left>
 struct Factor {
-  const T* data;  // the first row's first unit
+  const Left* data;  // the first row's first unit
   int64_t ld;
 };
 
 // Adds to c[u, :] the sum over rows of a[row, u] * b[row, :], for `units` units and n columns; b
 // in panels of columns, each `max_rows` rows long. `fresh`: c is overwritten.
-template <class T>
+template <class N>
 class OuterProduct {
  public:
-  static constexpr int W = Vec<T>::kWidth;
+  using T = typename N::Value;
+  using F = typename N::Factors;
+  static constexpr int W = N::kWidth;
   static constexpr int64_t kWidth = kMaxColumns * W;
 
-  OuterProduct(const GradientScratch<T>& scratch, Factor<T> a, int64_t units, int64_t rows)
-      : s_(scratch), units_(units), rows_(rows) {
+  OuterProduct(const GradientScratch<N>& scratch, Factor<typename F::Left> a, int64_t units,
+               int64_t rows)
+      : s_(scratch), units_(units), rows_(rows), words_((rows + F::kGroup - 1) / F::kGroup) {
     tiles_ = (units + max_tile_rows(kMaxColumns) - 1) / max_tile_rows(kMaxColumns);
     for (int64_t i = 0; i < tiles_; ++i) pack(a, i);
     fill_row(s_.zeros, T(0), kWidth);
@@ -47,12 +52,12 @@ class OuterProduct {
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
-      const T* panel = b + u * max_rows + first_row * columns * W;
+      const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);
-        kTiles<T, true>.entry[columns - 1][count - 1](rows_, s_.packed + m * rows_, 0, panel,
-                                                      s_.zeros, 0, s_.tile);
+        const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
+        kTiles<F, true>.entry[columns - 1][count - 1](words_, a, 0, panel, s_.zeros, 0, s_.tile);
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) {
             T* to = c + (m + r) * n + u + v * W;
@@ -67,22 +72,24 @@ class OuterProduct {
  private:
   int64_t begin(int64_t tile) const { return units_ * tile / tiles_; }
 
-  // [row][unit of the tile]. Whole vectors are copied; the next row overwrites what is too much.
-  void pack(Factor<T> a, int64_t tile) {
+  // [word of rows][unit of the tile]. Whole vectors are copied; the next word overwrites what is
+  // too much.
+  void pack(Factor<typename F::Left> a, int64_t tile) {
     const int64_t m = begin(tile), count = begin(tile + 1) - m;
-    T* to = s_.packed + m * rows_;
-    for (int64_t k = 0; k < rows_; ++k, to += count)
-      for (int64_t i = 0; i < count; i += W) Vec<T>::load(a.data + k * a.ld + m + i).store(to + i);
+    T* to = s_.packed + m * words_;
+    for (int64_t k = 0; k < rows_; k += F::kGroup, to += count)
+      for (int64_t i = 0; i < count; i += W)
+        F::gather_words(a.data + k * a.ld + m + i, a.ld, int(rows_ - k)).store(to + i);
   }
 
-  const GradientScratch<T>& s_;
-  int64_t units_, rows_, tiles_;
+  const GradientScratch<N>& s_;
+  int64_t units_, rows_, words_, tiles_;
 };
 
 // db[u] gets the sum over rows of a[row, u], in partial sums of 32 rows: a bias has no product
 // whose rounding would hide that of a long chain.
-template <class T>
-void sum_rows(Factor<T> a, int64_t units, int64_t rows, T* db, bool fresh) {
+template <class T, class Left>
+void sum_rows(Factor<Left> a, int64_t units, int64_t rows, T* db, bool fresh) {
   constexpr int W = Vec<T>::kWidth;
   constexpr int64_t kPart = 32;
   for (int64_t u = 0; u < units; u += W) {
@@ -91,7 +98,7 @@ void sum_rows(Factor<T> a, int64_t units, int64_t rows, T* db, bool fresh) {
     for (int64_t k0 = 0; k0 < rows; k0 += kPart) {
       Vec<T> part(T(0));
       for (int64_t k = k0; k < smaller(k0 + kPart, rows); ++k)
-        part = part + Vec<T>::load(a.data + k * a.ld + u);
+        part = part + load_value(a.data + k * a.ld + u, W);
       sum = sum + part;
     }
     (fresh ? sum : Vec<T>::load(db + u, n) + sum).store(db + u, n);
@@ -99,16 +106,20 @@ void sum_rows(Factor<T> a, int64_t units, int64_t rows, T* db, bool fresh) {
 }
 
 // The tickets of one block of one direction.
-template <class C, class T>
+template <class C, class N>
 class GradientTickets {
  public:
-  void bind(BackwardRows<C, T>& rows, const BackwardWeights<C, T>& weights,
-            const BackwardBuffers& b) {
-    q_ = &rows, w_ = &weights;
-    to_ = b.gradients[rows.direction];
-    dx_ = {static_cast<T*>(b.dx), b.offsets, b.dx_strides};
+  using S = typename N::Storage;
+  using T = typename N::Value;
+  using F = typename N::Factors;
+
+  // `to`: gradients of weights, as values.
+  void bind(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
+            const BackwardBuffers& b, const WeightGradients& to) {
+    q_ = &rows, w_ = &weights, to_ = to;
+    dx_ = {static_cast<S*>(b.dx), b.offsets, b.dx_strides};
     const auto ranges = [](int64_t n) {
-      return (n + GradientScratch<T>::kUnits - 1) / GradientScratch<T>::kUnits;
+      return (n + GradientScratch<N>::kUnits - 1) / GradientScratch<N>::kUnits;
     };
     ranges_ = ranges(q_->p->H), projection_ranges_ = to_.w_hr ? ranges(q_->p->P) : 0;
     const bool any = to_.w_ih || to_.w_hh || to_.b_ih || to_.b_hh;
@@ -117,13 +128,13 @@ class GradientTickets {
 
   int64_t weight_tickets() const { return weight_tickets_; }
   int64_t input_tickets(int64_t k) const {
-    constexpr int64_t rows = GradientScratch<T>::kRows;
+    constexpr int64_t rows = GradientScratch<N>::kRows;
     return dx_.data ? (q_->rows_in_block(k) + rows - 1) / rows : 0;
   }
 
   // Block k's share of the weights' gradients; `fresh`: the first block to add to them.
-  void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<T>& scratch) const {
-    const BlockGradients<C, T>& block = q_->gradients(k);
+  void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<N>& scratch) const {
+    const BlockGradients<C, N>& block = q_->gradients(k);
     const int64_t rows = q_->rows_in_block(k);
     // The first chunk of a block of B > 256 sequences may restart within a step.
     for (int64_t row = 0; row < rows; row += kChunkRows) {
@@ -138,34 +149,34 @@ class GradientTickets {
   }
 
   // dx for some rows of block k; `add`: the other direction has written its share.
-  void inputs(int64_t ticket, int64_t k, bool add, const GradientScratch<T>& scratch) const {
+  void inputs(int64_t ticket, int64_t k, bool add, const GradientScratch<N>& scratch) const {
     constexpr int W = Vec<T>::kWidth;
-    const Panels<T>& w = w_->ih;
-    const int64_t first = ticket * GradientScratch<T>::kRows;
-    const int64_t rows = smaller(GradientScratch<T>::kRows, q_->rows_in_block(k) - first);
-    T* to[GradientScratch<T>::kRows];
+    const Panels<F>& w = w_->ih;
+    const int64_t first = ticket * GradientScratch<N>::kRows;
+    const int64_t rows = smaller(GradientScratch<N>::kRows, q_->rows_in_block(k) - first);
+    S* to[GradientScratch<N>::kRows];
     locate(k, first, rows, to);
-    const T* d = q_->gradients(k).d + first * q_->ld_d + w_->kIn.first * q_->p->H;
-    product(w, 0, w.count(), false, d, q_->ld_d, rows, Sums<T>{scratch.sums, false},
+    const auto* d = q_->gradients(k).d + first * q_->ld_d + w_->kIn.first * q_->p->H;
+    product(w, 0, w.count(), false, d, q_->ld_d, rows, Sums<F>{scratch.sums, false},
             [&](int64_t p, int64_t r, int count, const T* tile) {
               for (int i = 0; i < count; ++i)
                 for (int c = 0; c < w.columns(p); ++c, tile += W) {
                   const int64_t u = (p * kMaxColumns + c) * W;
                   const int n = int(smaller(W, q_->p->I - u));
                   const Vec<T> sum = Vec<T>::load(tile);
-                  T* at = to[r + i] + u;
-                  (add ? Vec<T>::load(at, n) + sum : sum).store(at, n);
+                  S* at = to[r + i] + u;
+                  store_value(at, add ? load_value(at, n) + sum : sum, n);
                 }
             });
   }
 
  private:
-  void units(int64_t slot, int64_t range, const BlockGradients<C, T>& block, int64_t row,
-             int64_t count, bool fresh, const GradientScratch<T>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<T>::kUnits;
-    const int64_t n = smaller(GradientScratch<T>::kUnits, H - u);
-    const Factor<T> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
-    const OuterProduct<T> outer(scratch, d, n, count);
+  void units(int64_t slot, int64_t range, const BlockGradients<C, N>& block, int64_t row,
+             int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
+    const int64_t n = smaller(GradientScratch<N>::kUnits, H - u);
+    const Factor<typename N::Left> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
+    const OuterProduct<N> outer(scratch, d, n, count);
     const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, int gate) {
       if (gate < 0) return;
       const int64_t first = gate * H + u;
@@ -177,23 +188,23 @@ class GradientTickets {
     add(to_.w_hh, q_->O, block.h, to_.b_hh, gate_of(C::kDrh, slot));
   }
 
-  void projection_units(int64_t range, const BlockGradients<C, T>& block, int64_t row,
-                        int64_t count, bool fresh, const GradientScratch<T>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<T>::kUnits;
-    const int64_t n = smaller(GradientScratch<T>::kUnits, q_->p->P - u);
-    const OuterProduct<T> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n,
+  void projection_units(int64_t range, const BlockGradients<C, N>& block, int64_t row,
+                        int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
+    const int64_t n = smaller(GradientScratch<N>::kUnits, q_->p->P - u);
+    const OuterProduct<N> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n,
                                 count);
     outer.add_to(static_cast<T*>(to_.w_hr) + u * H, H, block.m, q_->max_rows, row, fresh);
   }
 
-  template <int N>
-  static int gate_of(const int (&slot_of_gate)[N], int64_t slot) {
-    for (int g = 0; g < N; ++g)
+  template <int G>
+  static int gate_of(const int (&slot_of_gate)[G], int64_t slot) {
+    for (int g = 0; g < G; ++g)
       if (slot_of_gate[g] == slot) return g;
     return -1;
   }
 
-  void locate(int64_t k, int64_t first, int64_t rows, T** to) const {
+  void locate(int64_t k, int64_t first, int64_t rows, S** to) const {
     int64_t t = q_->low(k);
     for (int64_t i = 0; i < rows; ++i) {
       while (first + i >= q_->row_in_block(t, 0) + q_->time.active(t)) ++t;
@@ -201,10 +212,10 @@ class GradientTickets {
     }
   }
 
-  BackwardRows<C, T>* q_;
-  const BackwardWeights<C, T>* w_;
+  BackwardRows<C, N>* q_;
+  const BackwardWeights<C, N>* w_;
   WeightGradients to_;
-  View<T> dx_;
+  View<S> dx_;
   int64_t ranges_, projection_ranges_, weight_tickets_;
 };
 

@@ -32,23 +32,25 @@ FASTRNN_HD void transpose(Native<T>* r) {
   if constexpr (D > 1) transpose<T, D / 2>(r);
 }
 
-// to[j * to_row + i] = from[i * from_row + j] for i, j < W.
-template <class T>
-void transpose_block(const T* from, int64_t from_row, T* to, int64_t to_row) {
+// to[j * to_row + i] = element j of row(i), for i, j < W.
+template <class T, class Row>
+void transpose_block(const Row& row, T* to, int64_t to_row) {
   constexpr int W = Vec<T>::kWidth;
   Native<T> r[W];
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) r[i] = Vec<T>::load(from + i * from_row).v;
+  for (int i = 0; i < W; ++i) r[i] = row(i);
   transpose<T>(r);
 #pragma GCC unroll 16
-  for (int j = 0; j < W; ++j) Vec<T>(r[j]).store(to + j * to_row);
+  for (int j = 0; j < W; ++j) __builtin_memcpy(to + j * to_row, &r[j], sizeof r[j]);
 }
 #else
-template <class T>
-void transpose_block(const T* from, int64_t from_row, T* to, int64_t to_row) {
+template <class T, class Row>
+void transpose_block(const Row& row, T* to, int64_t to_row) {
   constexpr int W = Vec<T>::kWidth;
-  for (int i = 0; i < W; ++i)
-    for (int j = 0; j < W; ++j) to[j * to_row + i] = from[i * from_row + j];
+  for (int i = 0; i < W; ++i) {
+    const Native<T> r = row(i);
+    for (int j = 0; j < W; ++j) to[j * to_row + i] = r[j];
+  }
 }
 #endif
 

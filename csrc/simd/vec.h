@@ -47,6 +47,21 @@ struct Vec {
   FASTRNN_HD friend Vec relu_backward(Vec y, Vec dy) { return y.v <= T(0) ? Native<T>{} : dy.v; }
 };
 
+// Sums of products of 8-bit numbers.
+template <>
+struct Vec<int32_t> {
+  static constexpr int kWidth = kVectorBytes / sizeof(int32_t);
+  Native<int32_t> v;
+
+  FASTRNN_HD static Vec load(const int32_t* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, sizeof r.v);
+    return r;
+  }
+  FASTRNN_HD void store(int32_t* p) const { __builtin_memcpy(p, &v, sizeof v); }
+  FASTRNN_HD friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+};
+
 template <class T>
 struct ExpCoefficients;
 

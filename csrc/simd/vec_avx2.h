@@ -57,4 +57,14 @@ FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
   _mm256_maskstore_pd(p, first_lanes(p, n), v);
 }
 
+FASTRNN_HD Native<float> native_from_float16(HalfBits h) { return _mm256_cvtph_ps((__m128i)h); }
+FASTRNN_HD HalfBits native_to_float16(Native<float> x) {
+  return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+}
+
+typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
+FASTRNN_HD Native<int32_t> native_dot_pairs(Shorts a, Shorts b) {
+  return (Native<int32_t>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
 }  // namespace fastrnn::FASTRNN_ISA

@@ -63,4 +63,16 @@ FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
   _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
 }
 
+FASTRNN_HD Native<float> native_from_float16(HalfBits h) {
+  return _mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+}
+FASTRNN_HD HalfBits native_to_float16(Native<float> x) {
+  return (HalfBits)_mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
+}
+
+typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
+FASTRNN_HD Native<int32_t> native_dot_pairs(Shorts a, Shorts b) {
+  return (Native<int32_t>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+
 }  // namespace fastrnn::FASTRNN_ISA

@@ -18,6 +18,10 @@ struct Integer<float> {
   static constexpr int kMantissa = 23, kBias = 127;
 };
 template <>
+struct Integer<int32_t> {
+  using type = uint32_t;
+};
+template <>
 struct Integer<double> {
   using type = uint64_t;
   static constexpr int kMantissa = 52, kBias = 1023;
@@ -78,6 +82,37 @@ FASTRNN_HD N native_scale(N p, N n) {
   constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
   const N half = (n * T(0.5) + round) - round;
   return p * native_power_of_two(half) * native_power_of_two(n - half);
+}
+
+// As many 16-bit numbers as there are floats in a register.
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class H>
+FASTRNN_HD Native<float> native_from_float16(H h) {
+  const Bits<float> b = __builtin_convertvector(h, Bits<float>);
+  const Native<float> finite = (Native<float>)((b & 0x7fff) << 13) * 0x1p112f;
+  const Bits<float> special = (Bits<float>)((b & 0x7c00) == 0x7c00) & 0x7f800000u;
+  return (Native<float>)((Bits<float>)finite | special | ((b & 0x8000) << 16));
+}
+
+// To the nearest, ties to even.
+template <class N>
+FASTRNN_HD HalfBits native_to_float16(N x) {
+  const Bits<float> sign = (Bits<float>)x & 0x80000000u, m = (Bits<float>)x & 0x7fffffffu;
+  const Bits<float> normal = (m + 0xfffu + ((m >> 13) & 1) - (112u << 23)) >> 13;
+  // Adding 0.5 leaves multiples of 2^-24, the distance of subnormal halves, in the low bits.
+  const Bits<float> subnormal = (Bits<float>)((Native<float>)m + 0.5f) - 0x3f000000u;
+  const Bits<float> infinite = (Bits<float>)(m > 0x7f800000u) & 0x200u;
+  Bits<float> h = m < 0x38800000u ? subnormal : normal;
+  h = m >= 0x477ff000u ? infinite | 0x7c00u : h;
+  return __builtin_convertvector(h | (sign >> 16), HalfBits);
+}
+
+// For each 32-bit lane the sum of the products of its two 16-bit numbers.
+template <class S>
+FASTRNN_HD Native<int32_t> native_dot_pairs(S a, S b) {
+  const Native<int32_t> x = (Native<int32_t>)a, y = (Native<int32_t>)b;
+  return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 }
 
 template <class T>

@@ -22,6 +22,8 @@ from .cells.gru import GRU as GRU
 from .cells.gru import GRUCell as GRUCell
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
+from .quantize import Quantized as Quantized
+from .quantize import quantize_dynamic as quantize_dynamic
 from .streaming import Stream as Stream
 
 try:
@@ -35,9 +37,11 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "Quantized",
     "RNNCell",
     "Stream",
     "available_isas",
     "functional",
     "isa",
+    "quantize_dynamic",
 ]

@@ -145,6 +145,8 @@ def recurrence(
     ):
         _check_surroundings(layer, (x, h0, c0, *weights))
     if needs_grad(x, h0, c0, weights):
+        if layer.quantized:
+            raise _errors.quantized_gradient(layer.owner)
         y, h_n, c_n = Recurrence.apply(layer, ragged, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         return y, h_n, c_n
     return _ops.forward(layer, x, ragged, h0, c0, weights, cache=cache, out=out)[:3]

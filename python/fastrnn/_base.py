@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks, _errors, _ops
 from ._autograd import needs_grad, recurrence
-from ._problem import Layer, Ragged, Stack, Weights, make_stack, make_step
+from ._problem import AUTO, Layer, Ragged, Stack, Weights, make_stack, make_step
 from .streaming import Stream
 
 if TYPE_CHECKING:
@@ -210,6 +210,12 @@ class RNNBase(torch.nn.RNNBase):
     _spec: ClassVar[CellSpec]
     _owner: ClassVar[str]
 
+    def __init__(
+        self, mode: str, *args: Any, checkpoint_every: int | str | None, **kw: Any
+    ) -> None:
+        super().__init__(mode, *args, **kw)
+        self.checkpoint_every = checkpoint_every
+
     def forward(self, input: Tensor | PackedSequence, hx: Hidden | None = None) -> tuple[Any, Any]:
         """Run the layers over a batch of sequences.
 
@@ -241,6 +247,28 @@ class RNNBase(torch.nn.RNNBase):
         """
         return Stream(self, batch_size)
 
+    @property
+    def checkpoint_every(self) -> int | str | None:
+        """K: forward keeps only every K-th state for backward; ``"auto"``: about sqrt(T).
+
+        The states between are computed again in backward, which changes no gradient, not even by
+        rounding. ``None`` keeps all. May be assigned.
+        """
+        every: int | str | None = self.__dict__.get("_checkpoint_every")
+        return every
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, value: int | str | None) -> None:
+        check_checkpoint_every(self._owner, value)
+        self.__dict__.pop("_runtime", None)
+        self.__dict__["_checkpoint_every"] = value
+
+    def extra_repr(self) -> str:
+        """Return torch.nn's text, and the options that only fastrnn has."""
+        text = super().extra_repr()
+        every = self.checkpoint_every
+        return text if every is None else f"{text}, checkpoint_every={every!r}"
+
     def _stack(self) -> Stack:
         runtime: _Runtime = self.__dict__.get("_runtime") or self._prepare()
         return runtime.stack
@@ -253,13 +281,14 @@ class RNNBase(torch.nn.RNNBase):
         stack = make_stack(
             self._owner,
             spec,
-            "relu" if self.mode == "RNN_RELU" else spec.activations[0],
+            spec.activations[spec.modes.index(self.mode)],
             self.input_size,
             self.hidden_size,
             self.proj_size,
             self.num_layers,
             2 if self.bidirectional else 1,
             self.bias,
+            checkpoint_every=checkpoint_steps(self.checkpoint_every),
         )
         runtime = self.__dict__["_runtime"] = _Runtime(stack, {})
         return runtime
@@ -337,6 +366,20 @@ def _read(module: torch.nn.Module, names: Sequence[str | None]) -> Weights:
         None if n is None else parameters[n] if n in parameters else getattr(module, n)
         for n in names
     ]
+
+
+def check_checkpoint_every(owner: str, value: object) -> None:
+    """Raise ValueError for a ``checkpoint_every`` that is none."""
+    if value is None or value == "auto" or (isinstance(value, int) and value >= 1):
+        return
+    raise ValueError(
+        f"{owner}: checkpoint_every must be None, 'auto' or an int of at least 1, got {value!r}"
+    )
+
+
+def checkpoint_steps(value: int | str | None) -> int:
+    """Return the option ``checkpoint_every`` as a Layer has it."""
+    return value if isinstance(value, int) else AUTO if value == "auto" else 0
 
 
 def refuse_projection(owner: str, unsupported: dict[str, Any]) -> None:

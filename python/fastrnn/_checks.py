@@ -19,7 +19,17 @@ from ._problem import Layer, Ragged
 PLAIN = frozenset({Tensor, Parameter})
 """Types whose memory is their own and where it seems to be."""
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+def value_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what the engine computes in, and keeps for itself, where tensors are of ``dtype``."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def is_fake(owner: str, name: str, tensor: Tensor) -> bool:
@@ -195,9 +205,39 @@ def weights(
     return addresses, copies
 
 
-def reserve_shape(layer: Layer, y_shape: tuple[int, ...], saved: int) -> tuple[int, ...]:
-    """Return the shape of what forward leaves for backward, (D, T*B or N, saved, H)."""
-    return (layer.directions, math.prod(y_shape[:-1]), saved, layer.hidden_size)
+def quantized_weights(
+    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None]
+) -> tuple[list[int], list[Tensor]]:
+    """Check 8-bit weights and their scales; see ``weights``."""
+    if x.dtype is not torch.float32:
+        raise _errors.quantized_dtype(layer.owner, x)
+    addresses = []
+    copies = []
+    for tensor, shape, name in zip(tensors, layer.shapes, layer.names, strict=True):
+        if name is None or shape is None:
+            addresses.append(0)
+            continue
+        dtype = torch.int8 if name.startswith("weight") else torch.float32
+        like = torch.empty(0, dtype=dtype, device=x.device)
+        check_like(layer, name, tensor, like, False)
+        assert tensor is not None
+        if tensor.shape != shape:
+            raise _errors.weight_shape(layer, name, shape, tensor)
+        copies.append(dense(tensor))
+        addresses.append(address(layer, name, copies[-1]))
+    return addresses, copies
+
+
+def reserve_shape(
+    layer: Layer, T: int, B: int, y_shape: tuple[int, ...], saved: int
+) -> tuple[int, ...]:
+    """Return the shape of what forward leaves for backward, (D, T*B or N, saved, H).
+
+    With ``checkpoint_every`` = K there are ceil(T/K)*B rows.
+    """
+    steps = layer.checkpoint_steps(T)
+    rows = -(-T // steps) * B if steps else math.prod(y_shape[:-1])
+    return (layer.directions, rows, saved, layer.hidden_size)
 
 
 def _alike(layer: Layer, name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -212,14 +252,15 @@ def saved(
     layer: Layer,
     x: Tensor,
     y_shape: tuple[int, ...],
-    count: int,
+    reserve_shape: tuple[int, ...],
     outputs: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, Tensor | None]:
     """Check y and the reserve that forward left; return them with their values in order."""
     y, reserve = outputs
     _alike(layer, "the saved output", y, x, y_shape)
     if reserve is not None:
-        _alike(layer, "the saved reserve", reserve, x, reserve_shape(layer, y_shape, count))
+        like = x if value_dtype(x.dtype) is x.dtype else x.new_empty(0, dtype=torch.float32)
+        _alike(layer, "the saved reserve", reserve, like, reserve_shape)
         reserve = dense(reserve)
     return dense(y), reserve
 

@@ -18,6 +18,7 @@ class Problem:
         bias: bool,
         ragged: bool,
         training: bool,
+        checkpoint_every: int,
         threads: int,
     ) -> None: ...
     @property

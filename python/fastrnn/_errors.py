@@ -109,8 +109,25 @@ def unsupported_layout(owner: str, name: str, got: Tensor) -> Exception:
 def unsupported_dtype(owner: str, got: torch.dtype) -> Exception:
     """Return the error for a type of number there are no kernels for."""
     return NotImplementedError(
-        f"{owner}: input and weights must be torch.float32 or torch.float64, got {got}, for which "
-        "fastrnn has no kernels yet; convert the module and its input with .to(torch.float32)"
+        f"{owner}: input and weights must be torch.float32, float64, bfloat16 or float16, got "
+        f"{got}, for which fastrnn has no kernels; convert the module and its input with "
+        ".to(torch.float32)"
+    )
+
+
+def quantized_dtype(owner: str, got: Tensor) -> Exception:
+    """Return the error for an input of a quantized module that is not float32."""
+    return InputDtypeError(
+        f"{owner}: input must be torch.float32 for a quantized module, got {got.dtype}; "
+        "convert it with input.float()"
+    )
+
+
+def quantized_gradient(owner: str) -> Exception:
+    """Return the error for a gradient asked of a quantized module."""
+    return RuntimeError(
+        f"{owner}: input and states must not require gradients, as a quantized module is for "
+        "inference only; call it under torch.no_grad()"
     )
 
 

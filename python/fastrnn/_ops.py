@@ -48,6 +48,9 @@ class _StreamLike(Protocol):
     batch_size: int
     dtype: torch.dtype
 
+    @property
+    def cell_dtype(self) -> torch.dtype: ...
+
 
 def version() -> str:
     """Return the version of the compiled module."""
@@ -116,12 +119,13 @@ def _plan(
     B: int,
     ragged: bool,
     training: bool,
+    checkpoint_every: int,
     threads: int,
     isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
 ) -> _Plan:
     problem = _core.Problem(
         cell=layer.spec.name,
-        dtype=_checks.DTYPES[dtype],
+        dtype="int8" if layer.quantized else _checks.DTYPES[dtype],
         activation=layer.activation,
         T=T,
         B=B,
@@ -133,6 +137,7 @@ def _plan(
         bias=layer.bias,
         ragged=ragged,
         training=training,
+        checkpoint_every=checkpoint_every,
         threads=threads,
     )
     return _Plan(problem, layer, dtype, isa)
@@ -140,8 +145,9 @@ def _plan(
 
 @functools.lru_cache(maxsize=1024)
 def _saved(layer: Layer) -> int:
-    """Return how many values per unit, row and step backward needs: the same for all sizes."""
-    return _plan(layer, torch.float32, 1, 1, False, True, 1, _core.isa()).saved
+    """Return how many values per unit and row backward needs: the same for all sizes."""
+    checkpoint_every = layer.checkpoint_steps(1)
+    return _plan(layer, torch.float32, 1, 1, False, True, checkpoint_every, 1, _core.isa()).saved
 
 
 class _Scratch(threading.local):
@@ -176,9 +182,9 @@ def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalSt
     return h_n, c_n
 
 
-def _reserve(layer: Layer, x: Tensor, y_shape: tuple[int, ...]) -> Tensor | None:
-    shape = _checks.reserve_shape(layer, y_shape, _saved(layer))
-    return x.new_empty(shape) if shape[2] else None
+def _reserve(layer: Layer, x: Tensor, T: int, B: int, y_shape: tuple[int, ...]) -> Tensor | None:
+    shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+    return x.new_empty(shape, dtype=_checks.value_dtype(x.dtype)) if shape[2] else None
 
 
 def _packed(
@@ -187,9 +193,10 @@ def _packed(
     """Return memory for packed weights, and the entry to cache once they have been packed.
 
     Only their whole content tells whether weights have changed: version counters do not notice
-    fused optimizers, writes through ``.data`` or numpy, or other processes.
+    fused optimizers, writes through ``.data`` or numpy, or other processes. Quantized weights are
+    never changed in place; who replaces them drops the cache.
     """
-    content = _core.fingerprint(addresses, plan.weights)
+    content = None if layer.quantized else _core.fingerprint(addresses, plan.weights)
     key = (content, plan.packing)
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
@@ -213,7 +220,10 @@ def _checked(
         The addresses of the weights, of h0 and of c0 (0: absent), and what must live as long as
         these are used.
     """
-    addresses, copies = _checks.weights(layer, x, weights, fake)
+    if layer.quantized:
+        addresses, copies = _checks.quantized_weights(layer, x, weights)
+    else:
+        addresses, copies = _checks.weights(layer, x, weights, fake)
     h0_address = c0_address = 0
     if h0 is not None:
         h0_address, h0 = _checks.state(layer, "h0", h0, x, B, fake)
@@ -256,14 +266,17 @@ def forward(
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     y = x.new_empty(*y_shape)  # a tuple takes half as long again
     h_n, c_n = final_states(layer, x, B) if out is None else out
-    reserve = _reserve(layer, x, y_shape) if training else None
+    reserve = _reserve(layer, x, T, B, y_shape) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
 
     threads = torch.get_num_threads()
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, training, threads, _core.isa())
+    checkpoint_every = layer.checkpoint_steps(T) if training else 0
+    plan = _plan(
+        layer, x.dtype, T, B, ragged is not None, training, checkpoint_every, threads, _core.isa()
+    )
     size = plan.workspace
     if h_n is None:
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
@@ -340,7 +353,8 @@ def backward(
 
     dx, dh0, dc0, *dweights = results
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
-    y, reserve = _checks.saved(layer, x, y_shape, _saved(layer), outputs)
+    reserve_shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+    y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
@@ -349,7 +363,8 @@ def backward(
     if dx is not None:
         dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
     threads = torch.get_num_threads()
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, threads, _core.isa())
+    every = layer.checkpoint_steps(T)
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
     scratch, _buffer = _scratch.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
@@ -380,7 +395,7 @@ def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _cor
     """
     if dtype not in _checks.DTYPES:
         raise _errors.unsupported_dtype(layers[0].owner, dtype)
-    plan = _plan(layers[0], dtype, 1, batch, False, False, 1, _core.isa())
+    plan = _plan(layers[0], dtype, 1, batch, False, False, 0, 1, _core.isa())
     return _core.Stream(plan.problem, len(layers))
 
 
@@ -396,7 +411,12 @@ def load_stream(
         RuntimeError, ValueError, TypeError: as ``forward`` does for weights.
     """
     like = torch.empty(0, dtype=dtype, device=_CPU)
-    checked = [_checks.weights(layer, like, own, False) for layer, own in zip(layers, weights)]  # noqa: B905
+    checked = [
+        _checks.quantized_weights(layer, like, own)
+        if layer.quantized
+        else _checks.weights(layer, like, own, False)
+        for layer, own in zip(layers, weights, strict=True)
+    ]
     engine.load([address for addresses, _copies in checked for address in addresses])
 
 
@@ -429,10 +449,10 @@ def set_stream_state(
     layer = layers[0]
     if (c is None) is not (layer.spec.states == 1):
         raise _errors.two_states(layer.owner, h, False)
-    like = torch.empty(0, dtype=stream.dtype, device=_CPU)
     kept = []
-    for name, value in (("h0", h), ("c0", c)):
+    for name, value, dtype in (("h0", h, stream.dtype), ("c0", c, stream.cell_dtype)):
         if value is not None:
+            like = torch.empty(0, dtype=dtype, device=_CPU)
             _checks.check_like(layer, name, value, like, False)
             _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
             kept.append(_checks.dense(value))

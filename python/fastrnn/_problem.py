@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,13 @@ if TYPE_CHECKING:  # the cells build on this module
     from .cells._spec import CellSpec
 
 Weights = list[Tensor | None]
-"""``w_ih, w_hh, b_ih, b_hh, w_hr`` of each direction; ``None`` for what a layer does not have."""
+"""``w_ih, w_hh, b_ih, b_hh, w_hr`` of each direction; ``None`` for what a layer does not have.
+
+If they are 8-bit, the scales of ``w_ih, w_hh, w_hr`` follow.
+"""
+
+AUTO = -1
+"""As ``checkpoint_every``: about the square root of the number of steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +35,10 @@ class Layer:
         step: a single time step without a time axis, as the ``*Cell`` modules do it.
         x_batch_first: the input is (B, T, I), else (T, B, I).
         y_batch_first: the output is (B, T, D*O), else (T, B, D*O).
-        names: of the five weights of each direction; ``None`` where there is none.
+        names: of the weights of each direction; ``None`` where there is none.
         shapes: of the same.
+        quantized: weights are 8-bit, with scales, and packed copies of them are snapshots.
+        checkpoint_every: K, the steps between the states kept for backward; 0: all are; ``AUTO``.
     """
 
     owner: str
@@ -47,6 +56,8 @@ class Layer:
     y_batch_first: bool
     names: tuple[str | None, ...]
     shapes: tuple[tuple[int, ...] | None, ...]
+    quantized: bool = False
+    checkpoint_every: int = 0
 
     @functools.cached_property
     def output_size(self) -> int:
@@ -57,6 +68,10 @@ class Layer:
     def width(self) -> int:
         """Width of the output, all directions."""
         return self.directions * self.output_size
+
+    def checkpoint_steps(self, T: int) -> int:
+        """Return K for T steps, 0 if everything is kept."""
+        return math.isqrt(T - 1) + 1 if self.checkpoint_every == AUTO else self.checkpoint_every
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +116,8 @@ def make_stack(
     num_layers: int = 1,
     directions: int = 1,
     bias: bool = True,
+    quantized: bool = False,
+    checkpoint_every: int = 0,
 ) -> Stack:
     """Describe the layers of a module; equal arguments give the same object."""
 
@@ -121,8 +138,10 @@ def make_stack(
                 # Between layers data are time-major, so that dropout draws torch's numbers.
                 x_batch_first=batch_first and index == 0,
                 y_batch_first=batch_first and index == num_layers - 1,
-                names=_names(directions, bias, proj_size, f"_l{index}"),
-                shapes=_shapes(spec, width, hidden_size, proj_size, directions, bias),
+                names=_names(directions, bias, proj_size, f"_l{index}", quantized),
+                shapes=_shapes(spec, width, hidden_size, proj_size, directions, bias, quantized),
+                quantized=quantized,
+                checkpoint_every=checkpoint_every,
             )
             for index, width in enumerate(widths)
         )
@@ -160,25 +179,43 @@ def make_step(
         step=True,
         x_batch_first=False,
         y_batch_first=False,
-        names=_names(1, bias, 0, ""),
-        shapes=_shapes(spec, input_size, hidden_size, 0, 1, bias),
+        names=_names(1, bias, 0, "", False),
+        shapes=_shapes(spec, input_size, hidden_size, 0, 1, bias, False),
     )
 
 
-def _names(directions: int, bias: bool, proj_size: int, suffix: str) -> tuple[str | None, ...]:
+def _names(
+    directions: int, bias: bool, proj_size: int, suffix: str, quantized: bool
+) -> tuple[str | None, ...]:
     names: list[str | None] = []
     for tail in (suffix, f"{suffix}_reverse")[:directions]:
         names += [f"weight_ih{tail}", f"weight_hh{tail}"]
         names += [f"bias_ih{tail}", f"bias_hh{tail}"] if bias else [None, None]
         names += [f"weight_hr{tail}" if proj_size else None]
+        if quantized:
+            names += [n and f"scale_{n[7:]}" for n in (*names[-5:-3], names[-1])]
     return tuple(names)
 
 
 def _shapes(
-    spec: CellSpec, input_size: int, hidden_size: int, proj_size: int, directions: int, bias: bool
+    spec: CellSpec,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    directions: int,
+    bias: bool,
+    quantized: bool,
 ) -> tuple[tuple[int, ...] | None, ...]:
     rows = spec.gates * hidden_size
     vector = (rows,) if bias else None
     projection = (proj_size, hidden_size) if proj_size else None
-    one = ((rows, input_size), (rows, proj_size or hidden_size), vector, vector, projection)
+    one: tuple[tuple[int, ...] | None, ...] = (
+        (rows, input_size),
+        (rows, proj_size or hidden_size),
+        vector,
+        vector,
+        projection,
+    )
+    if quantized:
+        one += ((rows,), (rows,), (proj_size,) if proj_size else None)
     return one * directions

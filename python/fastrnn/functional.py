@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _errors
-from ._base import run, run_step
+from ._base import check_checkpoint_every, checkpoint_steps, run, run_step
 from ._problem import Stack, Weights, make_stack, make_step
 from .cells import CellSpec
 from .cells.elman import SPEC as ELMAN
@@ -35,6 +35,7 @@ def rnn(
     training: bool = True,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_every: int | str | None = None,
 ) -> tuple[Any, Tensor]:
     r"""Run a stack of Elman layers over sequences.
 
@@ -51,6 +52,7 @@ def rnn(
         training: whether ``dropout`` applies. Default: ``True``.
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
+        checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
 
     Shape:
         That of :class:`fastrnn.RNN`; ``w_ih`` (H, I) in the first layer, (H, D*H) in the others,
@@ -67,7 +69,9 @@ def rnn(
         See :class:`fastrnn.RNN`.
     """
     _check_nonlinearity("RNN", nonlinearity)
-    stack, layers = _stack("RNN", ELMAN, nonlinearity, weights, num_layers, bidirectional)
+    stack, layers = _stack(
+        "RNN", ELMAN, nonlinearity, weights, num_layers, bidirectional, checkpoint_every
+    )
     return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
 
 
@@ -81,6 +85,7 @@ def lstm(
     training: bool = True,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_every: int | str | None = None,
 ) -> tuple[Any, tuple[Tensor, Tensor]]:
     r"""Run a stack of LSTM layers over sequences.
 
@@ -102,6 +107,7 @@ def lstm(
         training: whether ``dropout`` applies. Default: ``True``.
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
+        checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
 
     Shape:
         That of :class:`fastrnn.LSTM`; ``w_ih`` (4*H, I) in the first layer, (4*H, D*O) in the
@@ -116,7 +122,9 @@ def lstm(
     Source:
         See :class:`fastrnn.LSTM`.
     """
-    stack, layers = _stack("LSTM", LSTM, "tanh", weights, num_layers, bidirectional)
+    stack, layers = _stack(
+        "LSTM", LSTM, "tanh", weights, num_layers, bidirectional, checkpoint_every
+    )
     return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
 
 
@@ -130,6 +138,7 @@ def gru(
     training: bool = True,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_every: int | str | None = None,
 ) -> tuple[Any, Tensor]:
     r"""Run a stack of GRU layers over sequences.
 
@@ -149,6 +158,7 @@ def gru(
         training: whether ``dropout`` applies. Default: ``True``.
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
+        checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
 
     Shape:
         That of :class:`fastrnn.GRU`; ``w_ih`` (3*H, I) in the first layer, (3*H, D*H) in the
@@ -163,7 +173,7 @@ def gru(
     Source:
         See :class:`fastrnn.GRU`.
     """
-    stack, layers = _stack("GRU", GRU, "tanh", weights, num_layers, bidirectional)
+    stack, layers = _stack("GRU", GRU, "tanh", weights, num_layers, bidirectional, checkpoint_every)
     return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
 
 
@@ -303,8 +313,10 @@ def _stack(
     weights: Sequence[Tensor],
     num_layers: int,
     bidirectional: bool,
+    checkpoint_every: int | str | None,
 ) -> tuple[Stack, list[Weights]]:
     """Describe the layers that flat weights are of, and return the weights of each of them."""
+    check_checkpoint_every(owner, checkpoint_every)
     directions = 2 if bidirectional else 1
     places = num_layers * directions
     each, rest = divmod(len(weights), places) if places > 0 else (0, 0)
@@ -330,6 +342,7 @@ def _stack(
         num_layers,
         directions,
         bias,
+        checkpoint_every=checkpoint_steps(checkpoint_every),
     )
     width = 5 * directions
     return stack, [slots[at : at + width] for at in range(0, len(slots), width)]

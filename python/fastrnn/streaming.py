@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _checks, _ops
 
 if TYPE_CHECKING:
     from ._base import Hidden, RNNBase
+    from .quantize import Quantized
 
 
 class Stream:
@@ -23,7 +24,8 @@ class Stream:
     gradients are recorded. A stream must not be used by two threads at once; make one for each.
 
     Args:
-        module: a :class:`fastrnn.RNN`, ``LSTM`` or ``GRU`` in one direction, on the CPU.
+        module: a :class:`fastrnn.RNN`, ``LSTM``, ``GRU`` or ``Quantized`` in one direction, on the
+            CPU.
         batch_size: B, sequences that are stepped together, at least 1. Default: 1.
 
     Raises:
@@ -32,7 +34,7 @@ class Stream:
             kernels.
     """
 
-    def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
+    def __init__(self, module: RNNBase | Quantized, batch_size: int = 1) -> None:
         if module.bidirectional:
             raise ValueError(
                 f"{module._owner}: bidirectional must be False to stream, got True; the second "
@@ -45,7 +47,7 @@ class Stream:
         stack = module._stack()
         weight = module._weights()[0][0]
         assert weight is not None
-        self.dtype = weight.dtype
+        self.dtype = torch.float32 if stack.time_major[0].quantized else weight.dtype
         self._layers = stack.time_major
         self._engine = _ops.open_stream(self._layers, self.dtype, batch_size)
         self._step = self._engine.step
@@ -89,6 +91,11 @@ class Stream:
         return self.step(_ops.stream_input(self._layers[0], x, self))
 
     @property
+    def cell_dtype(self) -> torch.dtype:
+        """The dtype of c, which is kept in float32 where h is bfloat16 or float16."""
+        return _checks.value_dtype(self.dtype)
+
+    @property
     def state(self) -> Hidden:
         """The state: a copy of h, (L, B, O), or of (h, c) with c (L, B, H); may be assigned."""
         count, last = len(self._layers), self._layers[-1]
@@ -96,7 +103,7 @@ class Stream:
         if not self._has_cell:
             self._engine.get_state(h.data_ptr(), 0)
             return h
-        c = torch.empty(count, self.batch_size, last.hidden_size, dtype=self.dtype)
+        c = torch.empty(count, self.batch_size, last.hidden_size, dtype=self.cell_dtype)
         self._engine.get_state(h.data_ptr(), c.data_ptr())
         return h, c
 

@@ -16,7 +16,10 @@
 namespace fastrnn {
 
 enum class Cell { kElman, kLstm, kGru };
-enum class Dtype { kFloat32, kFloat64 };
+// Of reduced numbers, products are summed and the maths is done in float32, and so are the carried
+// cell state and the reserve; h is rounded at each step. kInt8: float32 buffers and 8-bit weights,
+// for inference; rows are rounded to 8 bits with a scale of their own before each product.
+enum class Dtype { kFloat32, kFloat64, kBfloat16, kFloat16, kInt8 };
 enum class Activation { kTanh, kRelu };
 
 // One layer over one batch of sequences. Every size and every buffer layout follows from it.
@@ -25,12 +28,13 @@ struct Problem {
   Dtype dtype = Dtype::kFloat32;
   Activation activation = Activation::kTanh;  // of Elman cells; the others have tanh
   int64_t T = 1, B = 1, I = 1, H = 1, P = 0;
-  int directions = 1;     // 2: a forward and a backward pass side by side in y
-  bool reverse = false;   // with one direction: it runs from the last step to the first
-  bool bias = true;       // false: b_ih and b_hh are not read
-  bool ragged = false;    // packed rows, see Offsets
-  bool training = false;  // forward() fills the reserve that backward() reads
-  int threads = 1;        // at most this many threads work on a call
+  int directions = 1;            // 2: a forward and a backward pass side by side in y
+  bool reverse = false;          // with one direction: it runs from the last step to the first
+  bool bias = true;              // false: b_ih and b_hh are not read
+  bool ragged = false;           // packed rows, see Offsets
+  bool training = false;         // forward() fills the reserve that backward() reads
+  int64_t checkpoint_every = 0;  // K > 0: the reserve has the states of every K-th step only
+  int threads = 1;               // at most this many threads work on a call
 };
 
 // Elements from one step or row to the next; features are adjacent. Row (t, b) of a dense sequence
@@ -45,6 +49,8 @@ struct Weights {               // of one direction; null: absent
   const void* b_ih = nullptr;  // [G*H]
   const void* b_hh = nullptr;  // [G*H]
   const void* w_hr = nullptr;  // [P,H]
+  // Of 8-bit weights, which are these many times a row's numbers: [G*H], [G*H], [P].
+  const float *scale_ih = nullptr, *scale_hh = nullptr, *scale_hr = nullptr;
 };
 
 struct WeightGradients {  // of one direction, each overwritten; null: not computed
@@ -64,9 +70,11 @@ struct ForwardBuffers {
   Weights weights[2];                // read only when `repack`
   void* y = nullptr;                 // [T,B,D*O] by strides, or [N,D*O]; overwritten
   Strides y_strides;
-  void* h_n = nullptr;        // [D,B,O]; overwritten
-  void* c_n = nullptr;        // [D,B,H]; overwritten; LSTM
-  void* reserve = nullptr;    // [D,T*B or N,saved,H]; overwritten when training
+  void* h_n = nullptr;  // [D,B,O]; overwritten
+  void* c_n = nullptr;  // [D,B,H]; overwritten; LSTM
+  // [D,T*B or N,saved,H], or with checkpoint_every = K [D,ceil(T/K)*B,saved,H]; float64 or float32;
+  // overwritten when training.
+  void* reserve = nullptr;
   void* packed = nullptr;     // Sizes::packed bytes; overwritten when `repack`, else read
   bool repack = true;         // false: `packed` holds these very weights from an earlier call
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
@@ -98,7 +106,7 @@ struct Sizes {
   size_t packed = 0;              // bytes
   size_t workspace = 0;           // bytes
   size_t backward_workspace = 0;  // bytes
-  int64_t saved = 0;              // values kept in the reserve for each step, row and unit
+  int64_t saved = 0;              // values kept in the reserve for each row and unit
 };
 
 // These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
@@ -119,8 +127,10 @@ class Stream {
 
   void load(const Weights* weights);  // [layers]; before the first step
   void step(const void* x, int64_t x_row, void* y, int64_t y_row);  // [B,I] to [B,O], by rows
-  void set_state(const void* h, const void* c);  // [layers,B,O], [layers,B,H]; null: zeros
-  void get_state(void* h, void* c) const;        // c is not read unless the cell is an LSTM
+  // h [layers,B,O] of the dtype, c [layers,B,H] float64 or float32; null: zeros. c is not read or
+  // written unless the cell is an LSTM.
+  void set_state(const void* h, const void* c);
+  void get_state(void* h, void* c) const;
 
  private:
   struct Implementation;
@@ -149,8 +159,8 @@ struct Fingerprint {
 };
 Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t count);
 
-// What one thread of this machine can do, measured now: multiply-adds in GFLOP/s, and reading a
-// buffer of that many bytes again and again in GB/s.
+// What one thread of this machine can do, measured now: multiply-adds as the products of that dtype
+// make them, in GFLOP/s, and reading a buffer of that many bytes again and again in GB/s.
 double fma_peak(Dtype dtype, double seconds);
 double read_bandwidth(void* buffer, size_t bytes, double seconds);
 

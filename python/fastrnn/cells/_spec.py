@@ -23,6 +23,7 @@ class CellSpec:
         gates: products per hidden unit, in the order of the rows of the weights.
         states: tensors carried from step to step; the first one is the output.
         activations: the functions the cell can be built with, its default first.
+        modes: what ``torch.nn`` calls the layers with these activations, in the same order.
         supports_projection: whether the output may be projected to fewer units.
         maths: ``maths(wx, rh, states, activation)``, the pointwise part of a step. ``wx`` is the
             input part and ``rh`` the recurrent part of the gates, each of shape :math:`(B, G H)`
@@ -33,6 +34,7 @@ class CellSpec:
     gates: int
     states: int
     activations: tuple[str, ...]
+    modes: tuple[str, ...]
     supports_projection: bool
     maths: Maths
 

@@ -22,6 +22,7 @@ SPEC = CellSpec(
     gates=1,
     states=1,
     activations=("tanh", "relu"),
+    modes=("RNN_TANH", "RNN_RELU"),
     supports_projection=False,
     maths=_maths,
 )
@@ -50,7 +51,13 @@ class RNN(RNNBase):
         bidirectional: whether a second recurrence runs from the last step to the first (D = 2, else
             D = 1). Default: ``False``.
         device: where the parameters are made. Default: torch's.
-        dtype: of the parameters; there are kernels for float32 and float64. Default: torch's.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Of the last two, products
+            are summed and the maths is done in float32, and h is rounded at each step. Default:
+            torch's.
+        checkpoint_every: K, or ``"auto"`` for about :math:`\sqrt T`: training keeps only every
+            K-th state for the backward pass, which computes the others again. It takes at most
+            about a third longer, memory beside input and output falls from O(T) to O(T/K + K), and
+            gradients are the same bitwise. Default: ``None``, everything is kept.
 
     Shape:
         - input: (T, B, I), (B, T, I) if ``batch_first``, (T, I) without a batch, or a
@@ -89,6 +96,8 @@ class RNN(RNNBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
         **unsupported: Any,
     ) -> None:
         refuse_projection("RNN", unsupported)
@@ -105,6 +114,7 @@ class RNN(RNNBase):
             bidirectional=bidirectional,
             device=device,
             dtype=dtype,
+            checkpoint_every=checkpoint_every,
         )
         self.nonlinearity = nonlinearity
 
@@ -125,7 +135,7 @@ class RNNCell(RNNCellBase):
         bias: whether there are biases. Default: ``True``.
         nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
         device: where the parameters are made. Default: torch's.
-        dtype: of the parameters; there are kernels for float32 and float64. Default: torch's.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's.
 
     Shape:
         - input: (B, I), or (I) without a batch.

@@ -22,6 +22,7 @@ SPEC = CellSpec(
     gates=4,
     states=2,
     activations=("tanh",),
+    modes=("LSTM",),
     supports_projection=True,
     maths=_maths,
 )
@@ -58,7 +59,13 @@ class LSTM(RNNBase):
             D = 1). Default: ``False``.
         proj_size: P, width that h is projected to, less than H; 0 for no projection. Default: 0.
         device: where the parameters are made. Default: torch's.
-        dtype: of the parameters; there are kernels for float32 and float64. Default: torch's.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Of the last two, products
+            are summed and the maths is done in float32, and h is rounded at each step. Default:
+            torch's.
+        checkpoint_every: K, or ``"auto"`` for about :math:`\sqrt T`: training keeps only every
+            K-th state for the backward pass, which computes the others again. It takes at most
+            about a third longer, memory beside input and output falls from O(T) to O(T/K + K), and
+            gradients are the same bitwise. Default: ``None``, everything is kept.
 
     Shape:
         - input: (T, B, I), (B, T, I) if ``batch_first``, (T, I) without a batch, or a
@@ -101,6 +108,8 @@ class LSTM(RNNBase):
         proj_size: int = 0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -114,6 +123,7 @@ class LSTM(RNNBase):
             proj_size=proj_size,
             device=device,
             dtype=dtype,
+            checkpoint_every=checkpoint_every,
         )
 
 
@@ -137,7 +147,7 @@ class LSTMCell(RNNCellBase):
         hidden_size: H, hidden units, at least 1.
         bias: whether there are biases. Default: ``True``.
         device: where the parameters are made. Default: torch's.
-        dtype: of the parameters; there are kernels for float32 and float64. Default: torch's.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's.
 
     Shape:
         - input: (B, I), or (I) without a batch.
