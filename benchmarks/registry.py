@@ -12,6 +12,8 @@ GATES = {"elman": 1, "lstm": 4, "gru": 3}
 CELLS = tuple(GATES)
 MODES = ("inference", "training", "streaming")
 SETS = ("quick", "everyday", "deepbench", "all")
+# Bytes of a weight. int8: float32 input and output, 8-bit weights, inference and streaming only.
+WEIGHT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int8": 1}
 
 Shape = tuple[int, int, int, int]  # T steps, B sequences, I inputs, H hidden units
 
@@ -102,10 +104,15 @@ class Case:
         return forward * (3 if self.mode == "training" else 1)
 
     @property
+    def storage(self) -> str:
+        """The dtype of input and output."""
+        return "float32" if self.dtype == "int8" else self.dtype
+
+    @property
     def reread_bytes(self) -> int:
         """Size of the weights that are read at each step: W_hh, and W_ih in streaming."""
         columns = self.H + (self.I if self.mode == "streaming" else 0)
-        return GATES[self.cell] * self.H * columns * np.dtype(self.dtype).itemsize
+        return GATES[self.cell] * self.H * columns * WEIGHT_BYTES[self.dtype]
 
     @property
     def bytes(self) -> int:
@@ -116,13 +123,16 @@ class Case:
         """
         total = int(self.lengths[0]) * self.reread_bytes
         if self.mode != "streaming":
-            total += GATES[self.cell] * self.H * self.I * np.dtype(self.dtype).itemsize
+            total += GATES[self.cell] * self.H * self.I * WEIGHT_BYTES[self.dtype]
         return total * (2 if self.mode == "training" else 1)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Input, weights in torch's layout and gate order, and the gradient that comes from above."""
+    """Input, weights in torch's layout and gate order, and the gradient that comes from above.
+
+    In float64 if the case is, else in float32, which each side rounds to the case's dtype.
+    """
 
     x: np.ndarray  # (T, B, I)
     dy: np.ndarray  # (T, B, H)
@@ -136,13 +146,14 @@ def make_data(case: Case) -> Data:
     """Draw the same data for every library; the weights as torch.nn draws them."""
     generator = np.random.default_rng(0)
     rows, bound = GATES[case.cell] * case.H, case.H**-0.5
+    dtype = "float64" if case.dtype == "float64" else "float32"
 
     def uniform(*shape: int) -> np.ndarray:
-        return generator.uniform(-bound, bound, shape).astype(case.dtype)
+        return generator.uniform(-bound, bound, shape).astype(dtype)
 
     return Data(
-        x=generator.standard_normal((case.T, case.B, case.I)).astype(case.dtype),
-        dy=generator.standard_normal((case.T, case.B, case.H)).astype(case.dtype),
+        x=generator.standard_normal((case.T, case.B, case.I), dtype),
+        dy=generator.standard_normal((case.T, case.B, case.H), dtype),
         w_ih=uniform(rows, case.I),
         w_hh=uniform(rows, case.H),
         b_ih=uniform(rows),
@@ -162,11 +173,13 @@ def deepbench() -> list[tuple[str, str, Shape]]:
 
 
 def cases(
-    chosen: str, cells: tuple[str, ...], modes: tuple[str, ...], dtype: str, ragged: bool
+    chosen: str | Shape, cells: tuple[str, ...], modes: tuple[str, ...], dtype: str, ragged: bool
 ) -> list[Case]:
-    """Return the cases of a set, smallest first, so that results come early."""
+    """Return the cases of a set, or of one shape, smallest first, so that results come early."""
     listed = []
-    if chosen != "deepbench":
+    if not isinstance(chosen, str):
+        listed += [Case(c, mode, *chosen, dtype, ragged, "given") for c in cells for mode in modes]
+    elif chosen != "deepbench":
         source, shapes = ("quick", QUICK) if chosen == "quick" else ("everyday", EVERYDAY)
         listed += [
             Case(cell, mode, *shape, dtype, ragged and mode != "streaming", source)
@@ -180,4 +193,6 @@ def cases(
             for cell, mode, shape in deepbench()
             if cell in cells and mode in modes
         ]
+    if dtype == "int8":
+        listed = [case for case in listed if case.mode != "training"]
     return sorted(listed, key=lambda case: (case.mode, case.cell, case.flops))

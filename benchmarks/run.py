@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from registry import CELLS, MODES, SETS, Case, cases
+from registry import CELLS, MODES, SETS, WEIGHT_BYTES, Case, Shape, cases
 
 LEVELS = (1 << 19, 1 << 23, 1 << 28)  # bytes that usually fit in L2, in L3, in neither
 BUSY = 0.05  # others may take this share of the processors' time before a run is worth nothing
@@ -28,7 +28,8 @@ def parse() -> argparse.Namespace:
         "--mode", choices=(*MODES, "both", "all"), default="both", help="both: not streaming"
     )
     parser.add_argument("--cell", choices=CELLS, nargs="+", default=CELLS)
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--shape", metavar="T,B,I,H", help="one shape in place of a set")
+    parser.add_argument("--dtype", choices=WEIGHT_BYTES, default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="default: what is installed")
     parser.add_argument("--filter", default="", help="only cases whose name has this, '100,32,'")
@@ -68,7 +69,11 @@ def prepare_environment(threads: int) -> None:
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
     modes = {"both": ("inference", "training"), "all": MODES}.get(options.mode, (options.mode,))
-    listed = cases(options.set, tuple(options.cell), modes, options.dtype, options.ragged)
+    chosen: str | Shape = options.set
+    if options.shape:
+        T, B, I, H = map(int, options.shape.split(","))
+        chosen = (T, B, I, H)
+    listed = cases(chosen, tuple(options.cell), modes, options.dtype, options.ragged)
     return [case for case in listed if options.filter in case.name]
 
 

@@ -70,4 +70,6 @@ PEERS = {
     "tensorflow": Peer("tensorflow_keras", ("tensorflow", "keras"), ("training",)),
     "jax": Peer("jax_scan", ("jax",), ("training",)),
     "fastrnn-1-thread": Peer("fastrnn_one_thread", ("fastrnn",), ()),
+    "fastrnn-float32": Peer("fastrnn_float32", ("fastrnn",), ()),
+    "fastrnn-checkpointed": Peer("fastrnn_checkpointed", ("fastrnn",), ()),
 }

@@ -9,7 +9,7 @@ import fastrnn
 from registry import Case, Data
 
 from . import Side
-from .torch_modules import CLASSES, build_sequence, parameters, stacked
+from .torch_modules import build_sequence, layer, stacked
 
 
 def build(case: Case, data: Data, threads: int) -> Side:
@@ -20,11 +20,9 @@ def build(case: Case, data: Data, threads: int) -> Side:
 
 
 def build_steps(case: Case, data: Data) -> Side:
-    dtype = getattr(torch, case.dtype)
-    module = getattr(fastrnn, CLASSES[case.cell])(case.I, case.H, dtype=dtype)
-    module.load_state_dict(parameters(data, "_l0"))
+    module = layer(fastrnn, case, data)
     stream = module.stream(case.B)
-    rows = list(torch.from_numpy(data.x))
+    rows = list(torch.from_numpy(data.x).to(getattr(torch, case.storage)))
 
     def step() -> tuple[Tensor, ...]:
         stream.reset()

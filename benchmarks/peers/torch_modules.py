@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from registry import Case, Data
 
-from . import Side
+from . import Side, UnsupportedError
 
 CLASSES = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
@@ -25,10 +26,12 @@ def build(case: Case, data: Data, threads: int) -> Side:
 
 def build_steps(case: Case, data: Data) -> Side:
     """Measure the cell module, the faster of torch's two ways to do a single step."""
+    if case.dtype == "int8":
+        raise UnsupportedError("its 8-bit cells are not measured")
     dtype = getattr(torch, case.dtype)
     cell = getattr(torch.nn, f"{CLASSES[case.cell]}Cell")(case.I, case.H, dtype=dtype)
     cell.load_state_dict(parameters(data, ""))
-    rows = list(torch.from_numpy(data.x))
+    rows = list(torch.from_numpy(data.x).to(dtype))
 
     def step() -> tuple[Tensor, ...]:
         state, outputs = None, []
@@ -42,7 +45,7 @@ def build_steps(case: Case, data: Data) -> Side:
 
 
 def stacked(outputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
-    return {"y": torch.stack(outputs).numpy()}
+    return arrays((torch.stack(outputs),))
 
 
 def parameters(data: Data, suffix: str) -> dict[str, Tensor]:
@@ -50,13 +53,28 @@ def parameters(data: Data, suffix: str) -> dict[str, Tensor]:
     return {f"{names[k]}{suffix}": torch.from_numpy(getattr(data, k)) for k in names}
 
 
-def build_sequence(namespace: Any, case: Case, data: Data) -> Side:
-    """Measure a module of ``namespace``, which follows torch.nn's interface."""
-    dtype = getattr(torch, case.dtype)
-    module = getattr(namespace, CLASSES[case.cell])(case.I, case.H, dtype=dtype)
+def layer(namespace: Any, case: Case, data: Data, **options: Any) -> Any:
+    """Return a module of ``namespace``, which follows torch.nn's interface."""
+    dtype = getattr(torch, case.storage)
+    module = getattr(namespace, CLASSES[case.cell])(case.I, case.H, dtype=dtype, **options)
     module.load_state_dict(parameters(data, "_l0"))
-    x: Any = torch.from_numpy(data.x)
-    dy: Any = torch.from_numpy(data.dy)
+    if case.dtype != "int8":
+        return module
+    if namespace is not torch.nn:
+        return namespace.quantize_dynamic(module)
+    if case.cell == "elman":
+        raise UnsupportedError("it has no such 8-bit layer")
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but what there is
+        whole = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(module), {type(module)})
+    return whole[0]
+
+
+def build_sequence(namespace: Any, case: Case, data: Data, **options: Any) -> Side:
+    """Measure a module of ``namespace``."""
+    dtype = getattr(torch, case.storage)
+    module = layer(namespace, case, data, **options)
+    x: Any = torch.from_numpy(data.x).to(dtype)
+    dy: Any = torch.from_numpy(data.dy).to(dtype)
     if case.ragged:
         lengths = torch.from_numpy(case.lengths)
         x, dy = (pack_padded_sequence(tensor, lengths) for tensor in (x, dy))
@@ -86,4 +104,5 @@ def build_sequence(namespace: Any, case: Case, data: Data) -> Side:
 
 def arrays(results: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     names = ("y", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh")
-    return {name: t.detach().numpy() for name, t in zip(names, results, strict=False)}
+    tensors = zip(names, (t.detach() for t in results), strict=False)
+    return {n: (t.float() if t.itemsize < 4 else t).numpy() for n, t in tensors}
