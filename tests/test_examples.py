@@ -53,6 +53,29 @@ def test_digits_rows_on_mnist(tmp_path: Path, mnist: Path) -> None:
     assert abs(accuracies["fastrnn"] - accuracies["torch.nn"]) <= 0.05
 
 
+def test_fewer_bits(tmp_path: Path) -> None:
+    for name in ("sklearn", "tqdm"):
+        pytest.importorskip(name, reason=f"the example needs {name}")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "fewer_bits.py"), "--quick"],
+        env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()[2:]}
+    assert set(rows) == {"float32", "bfloat16", "float16", "int8"}
+    exact = rows.pop("float32")
+    assert float(exact[0]) >= 0.5  # two epochs; ten classes
+    for accuracy, _changed, distance, _ms, size in rows.values():
+        assert abs(float(accuracy) - float(exact[0])) <= 0.02
+        assert 0 < float(distance) <= 0.1
+        assert float(size) <= 0.51 * float(exact[4])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_are_short(path: Path) -> None:
     """One file an application, small enough to read in one go."""

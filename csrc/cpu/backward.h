@@ -23,6 +23,7 @@ struct BackwardPass {
   GradientScratch<N> scratch[kMaxThreads];
   int chain_count = 0;
   bool shared_chain = false;
+  T* lost[2];               // of the sums of biases, see sum_rows()
   WeightGradients sums[2];  // of reduced numbers: where the gradients are added up
 
   BackwardPass(const Problem& problem, Arena& arena) : p(problem) {
@@ -31,6 +32,7 @@ struct BackwardPass {
       weights[d].lay_out(p, arena);
       if (replays<C>(p)) forward[d].lay_out(p, arena);
       rows[d].lay_out(p, d, arena);
+      lost[d] = arena.take<T>(2 * C::kWx * p.H);
       if (N::kReduced)
         each_gradient(sums[d], sums[d],
                       [&](void*& to, void*&, int64_t n) { to = arena.take<T>(n); });
@@ -55,7 +57,7 @@ struct BackwardPass {
       WeightGradients to = b.gradients[d];
       if (N::kReduced)
         each_gradient(to, sums[d], [](void*& t, void* sum, int64_t) { t = t ? sum : nullptr; });
-      gradients[d].bind(rows[d], weights[d], b, to);
+      gradients[d].bind(rows[d], weights[d], b, to, lost[d]);
     }
     for (int i = 0; i < chain_count; ++i) chains[i].bind(b);
   }

@@ -86,10 +86,11 @@ class OuterProduct {
   int64_t units_, rows_, words_, tiles_;
 };
 
-// db[u] gets the sum over rows of a[row, u], in partial sums of 32 rows: a bias has no product
-// whose rounding would hide that of a long chain.
+// db[u] gets the sum over rows of a[row, u], in partial sums of 32 rows, and what rounding takes
+// from db is kept in `lost` (Kahan): a bias has no product whose rounding would hide that of its
+// sum.
 template <class T, class Left>
-void sum_rows(Factor<Left> a, int64_t units, int64_t rows, T* db, bool fresh) {
+void sum_rows(Factor<Left> a, int64_t units, int64_t rows, T* db, T* lost, bool fresh) {
   constexpr int W = Vec<T>::kWidth;
   constexpr int64_t kPart = 32;
   for (int64_t u = 0; u < units; u += W) {
@@ -101,7 +102,15 @@ void sum_rows(Factor<Left> a, int64_t units, int64_t rows, T* db, bool fresh) {
         part = part + load_value(a.data + k * a.ld + u, W);
       sum = sum + part;
     }
-    (fresh ? sum : Vec<T>::load(db + u, n) + sum).store(db + u, n);
+    if (fresh) {
+      sum.store(db + u, n);
+      Vec<T>(T(0)).store(lost + u, n);
+      continue;
+    }
+    const Vec<T> before = Vec<T>::load(db + u, n), exact = sum - Vec<T>::load(lost + u, n);
+    const Vec<T> after = before + exact;
+    after.store(db + u, n);
+    ((after - before) - exact).store(lost + u, n);
   }
 }
 
@@ -113,10 +122,10 @@ class GradientTickets {
   using T = typename N::Value;
   using F = typename N::Factors;
 
-  // `to`: gradients of weights, as values.
+  // `to`: gradients of weights, as values; `lost`: space of both biases.
   void bind(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
-            const BackwardBuffers& b, const WeightGradients& to) {
-    q_ = &rows, w_ = &weights, to_ = to;
+            const BackwardBuffers& b, const WeightGradients& to, T* lost) {
+    q_ = &rows, w_ = &weights, to_ = to, lost_ = lost;
     dx_ = {static_cast<S*>(b.dx), b.offsets, b.dx_strides};
     const auto ranges = [](int64_t n) {
       return (n + GradientScratch<N>::kUnits - 1) / GradientScratch<N>::kUnits;
@@ -177,15 +186,15 @@ class GradientTickets {
     const int64_t n = smaller(GradientScratch<N>::kUnits, H - u);
     const Factor<typename N::Left> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
     const OuterProduct<N> outer(scratch, d, n, count);
-    const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, int gate) {
+    const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, T* lost, int gate) {
       if (gate < 0) return;
       const int64_t first = gate * H + u;
       if (w)
         outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows, row, fresh);
-      if (bias) sum_rows(d, n, count, static_cast<T*>(bias) + first, fresh);
+      if (bias) sum_rows(d, n, count, static_cast<T*>(bias) + first, lost + first, fresh);
     };
-    add(to_.w_ih, q_->p->I, block.x, to_.b_ih, gate_of(C::kDwx, slot));
-    add(to_.w_hh, q_->O, block.h, to_.b_hh, gate_of(C::kDrh, slot));
+    add(to_.w_ih, q_->p->I, block.x, to_.b_ih, lost_, gate_of(C::kDwx, slot));
+    add(to_.w_hh, q_->O, block.h, to_.b_hh, lost_ + C::kWx * H, gate_of(C::kDrh, slot));
   }
 
   void projection_units(int64_t range, const BlockGradients<C, N>& block, int64_t row,
@@ -216,6 +225,7 @@ class GradientTickets {
   const BackwardWeights<C, N>* w_;
   WeightGradients to_;
   View<S> dx_;
+  T* lost_;
   int64_t ranges_, projection_ranges_, weight_tickets_;
 };
 
