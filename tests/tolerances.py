@@ -50,6 +50,15 @@ TOLERANCES = {
         "off by that much itself, which adds 1 to the ratio and, where the floor holds and that "
         "error is thus at most half of it, 2 to the floor.",
     ),
+    (torch.bfloat16, "accuracy"): Tolerance(
+        2,
+        4,
+        "As for float32. The truth takes the weights and inputs as they are rounded to bfloat16, "
+        "the yardstick is torch.nn in bfloat16.",
+    ),
+    (torch.bfloat16, "outlier"): Tolerance(4, 16, "As for float32."),
+    (torch.float16, "accuracy"): Tolerance(2, 4, "As for bfloat16."),
+    (torch.float16, "outlier"): Tolerance(4, 16, "As for float32."),
     (torch.float32, "transcendental"): Tolerance(
         0,
         4,

@@ -151,10 +151,12 @@ class ForwardChain {
       for (int64_t r = 0; r < rows_; ++r) operand.set(r, h ? h + (begin_ + r) * O_ : nullptr);
   }
 
+  // Lanes past H are 0, and stay finite: a word of several factors may read one of them.
   template <class From>
   void load_carried(const From* c) {
-    if (C::kState > 1)
-      load_state(c, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
+    if (C::kState == 1) return;
+    fill_row(state_[1], T(0), rows_ * ld_state_);
+    load_state(c, begin_, end_, p_->H, state_[1] - begin_ * ld_state_, ld_state_);
   }
 
   void keep_checkpoint(int64_t i) {

@@ -56,6 +56,9 @@ class OuterProduct {
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);
+        // Where the sums will be added is not in L1 yet.
+        for (int r = 0; r < count; ++r)
+          for (int v = 0; v < columns; ++v) __builtin_prefetch(c + (m + r) * n + u + v * W, 1);
         const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
         kTiles<F, true>.entry[columns - 1][count - 1](words_, a, 0, panel, s_.zeros, 0, s_.tile);
         for (int r = 0; r < count; ++r)
@@ -172,7 +175,8 @@ class GradientTickets {
                 for (int c = 0; c < w.columns(p); ++c, tile += W) {
                   const int64_t u = (p * kMaxColumns + c) * W;
                   const int n = int(smaller(W, q_->p->I - u));
-                  const Vec<T> sum = Vec<T>::load(tile);
+                  // Both directions' shares are rounded: which one comes first must not matter.
+                  const Vec<T> sum = rounded_to<S>(Vec<T>::load(tile));
                   S* at = to[r + i] + u;
                   store_value(at, add ? load_value(at, n) + sum : sum, n);
                 }

@@ -114,6 +114,11 @@ class Quantized(torch.nn.Module):
                 fresh[name], fresh[f"scale_{name[7:]}"] = _rounded(weight.detach())
             else:
                 fresh[name] = weight.detach().clone()
+        unknown = sorted(fresh.keys() - self._buffers.keys())
+        if unknown:
+            raise ValueError(
+                f"{self._owner}: module must have the same weights, got {unknown[0]} too"
+            )
         for layer in self._stack().time_major:
             for slot, shape in zip(layer.names, layer.shapes, strict=True):
                 if slot is None:
