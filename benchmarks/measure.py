@@ -93,7 +93,11 @@ def _warm(step: Callable[[], Any]) -> float:
 
 
 def time_sides(
-    sides: dict[str, Side], samples: int, idle: float, tick: Callable[[str], None]
+    sides: dict[str, Side],
+    samples: int,
+    idle: float,
+    between: Callable[[], Any] | None,
+    tick: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Time all sides in turn, sample by sample.
 
@@ -102,6 +106,7 @@ def time_sides(
         samples: of each side; one whose call takes longer than a second gets fewer.
         idle: seconds to sleep before each timed call; then a sample is a single call and nothing
             warms it up.
+        between: is called before each timed call, untimed; then a sample is a single call.
         tick: is told the name of the side before each of its samples.
 
     Returns:
@@ -111,7 +116,7 @@ def time_sides(
     for name, side in sides.items():
         tick(name)
         call = _warm(side.step)
-        calls = 1 if idle else max(1, math.ceil(SAMPLE_SECONDS / call))
+        calls = 1 if idle or between else max(1, math.ceil(SAMPLE_SECONDS / call))
         plan[name] = (
             calls,
             samples if call < 1 else max(min(LEAST_SAMPLES, samples), int(samples / call)),
@@ -131,6 +136,8 @@ def time_sides(
                 time.sleep(idle or LIBRARIES_REST)
                 if not idle:
                     sides[name].step()
+                if between:
+                    between()
                 times[name].append(_seconds(sides[name].step, calls))
     finally:
         gc.enable()

@@ -39,6 +39,11 @@ def parse() -> argparse.Namespace:
         "--idle", type=float, default=0, metavar="MS", help="sleep before each call"
     )
     parser.add_argument(
+        "--torch-between",
+        action="store_true",
+        help="a torch product on all threads, which then spin, just before each call",
+    )
+    parser.add_argument(
         "--limit", type=float, default=3, metavar="S", help="skip what takes longer at the FMA peak"
     )
     parser.add_argument("--memory", action="store_true", help="peak memory too, a process a side")
@@ -89,6 +94,19 @@ def chosen_peers(options: argparse.Namespace, case: Case) -> list[str]:
     return [n for n, peer in PEERS.items() if peer.installed and case.mode in peer.modes]
 
 
+def torch_product(threads: int) -> Any:
+    """Return a function that keeps all of torch's threads busy for some hundred microseconds."""
+    import torch
+
+    a = torch.randn(512, 512)
+
+    def multiply() -> torch.Tensor:
+        torch.set_num_threads(threads)
+        return a.mm(a).tanh_()
+
+    return multiply
+
+
 def run_case(
     case: Case, options: argparse.Namespace, ceilings: Any, progress: Any
 ) -> dict[str, Any]:
@@ -104,7 +122,8 @@ def run_case(
     def tick(name: str) -> None:
         progress.set_description(f"{case.name}: {name}")
 
-    measured = time_sides(sides, options.samples, options.idle / 1e3, tick)
+    between = torch_product(options.threads) if options.torch_between else None
+    measured = time_sides(sides, options.samples, options.idle / 1e3, between, tick)
     del sides
     gc.collect()
     for name, entry in measured.items():
@@ -153,6 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "dtype": options.dtype,
         "idle_ms": options.idle,
+        "torch_between": options.torch_between,
         "fma_peak": peak,
         "read_bandwidth": {str(size): ceilings.read_bandwidth(size) for size in LEVELS},
         "time_of_others": None,
