@@ -112,6 +112,7 @@ void backward(const Problem& problem, const BackwardBuffers& buffers) {
   check_weights(problem, buffers.weights);
   FASTRNN_CHECK(buffers.workspace, "workspace must be given");
   BackwardBuffers b = buffers;
+  for (Weights& w : b.weights) w = used_weights(problem, w);
   for (WeightGradients& g : b.gradients)
     if (!problem.bias) g.b_ih = g.b_hh = nullptr;
   if (problem.B > 0) {

@@ -370,7 +370,7 @@ def _read(module: torch.nn.Module, names: Sequence[str | None]) -> Weights:
 
 def check_checkpoint_every(owner: str, value: object) -> None:
     """Raise ValueError for a ``checkpoint_every`` that is none."""
-    if value is None or value == "auto" or (isinstance(value, int) and value >= 1):
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
         return
     raise ValueError(
         f"{owner}: checkpoint_every must be None, 'auto' or an int of at least 1, got {value!r}"

@@ -34,13 +34,15 @@ struct Setup {
 
 inline std::string describe(const Setup& s) {
   static const char* const kNames[] = {"elman", "lstm", "gru"};
+  static const char* const kDtypes[] = {"float32", "float64", "bfloat16", "float16", "int8"};
   const Problem& p = s.problem;
   std::ostringstream out;
-  out << fastrnn::isa() << ' ' << kNames[int(p.cell)] << (p.dtype == Dtype::kFloat32 ? "32" : "64")
+  out << fastrnn::isa() << ' ' << kNames[int(p.cell)] << ' ' << kDtypes[int(p.dtype)]
       << (p.activation == Activation::kRelu ? " relu" : "") << " T=" << p.T << " B=" << p.B
       << " I=" << p.I << " H=" << p.H << " P=" << p.P << " directions=" << p.directions
       << (p.reverse ? " reverse" : "") << (p.bias ? "" : " no bias") << (p.ragged ? " ragged" : "")
-      << (p.training ? " training" : "") << " threads=" << p.threads << " layout=" << int(s.layout)
+      << (p.training ? " training" : "") << " checkpoint_every=" << p.checkpoint_every
+      << " threads=" << p.threads << " layout=" << int(s.layout)
       << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0 << s.given.dy << s.given.dh_n
       << s.given.dc_n << " unwanted=" << s.unwanted;
   return out.str();
@@ -61,12 +63,22 @@ constexpr Dtype kDtype = sizeof(T) == 4 ? Dtype::kFloat32 : Dtype::kFloat64;
 // Elements in a vector of an ISA: sizes are chosen around it.
 template <class T>
 int64_t vector_width(const std::string& isa) {
-  return (isa == "avx512" ? 64 : isa == "avx2" ? 32 : 16) / static_cast<int64_t>(sizeof(T));
+  return (isa.rfind("avx512", 0) == 0 ? 64
+          : isa == "avx2"             ? 32
+                                      : 16) /
+         static_cast<int64_t>(sizeof(T));
 }
+
+// What the engine computes in, and keeps in the reserve, where the caller's numbers are T.
+template <class T>
+struct ValueOf {
+  using Type = T;
+};
 
 template <class T>
 struct Results {
-  std::vector<T> y, h_n, c_n, reserve, dx, dh0, dc0, dw[2][5];
+  std::vector<T> y, h_n, c_n, dx, dh0, dc0, dw[2][5];
+  std::vector<typename ValueOf<T>::Type> reserve;
 };
 
 template <class T>
@@ -89,7 +101,8 @@ class Engine {
     if (given.dc_n && lstm) load(dc_n_, in.dc_n);
     make(h_n_, states * O), make(dh0_, states * O);
     if (lstm) make(c_n_, states * p.H), make(dc0_, states * p.H);
-    if (p.training) make(reserve_, g.D * g.N * sizes.saved * p.H);
+    const int64_t K = p.checkpoint_every, rows = K ? (p.T + K - 1) / K * p.B : g.N;
+    if (p.training && sizes.saved) reserve_ = room<Value>(g.D * rows * sizes.saved * p.H);
     for (int64_t d = 0; d < g.D; ++d)
       for (int i = 0; i < 5; ++i) {
         const Values& w = in.w[d][i];
@@ -164,6 +177,7 @@ class Engine {
     for (auto* b : all_) EXPECT((*b)->guards_intact(), "written outside a buffer, " << what);
     for (auto* b : all_bytes_)
       EXPECT((*b)->guards_intact(), "written outside packed or workspace, " << what);
+    EXPECT(!reserve_ || reserve_->guards_intact(), "written outside the reserve, " << what);
     for (auto& [buffer, before] : inputs_)
       EXPECT(!std::memcmp((*buffer)->data(), before.data(), before.size() * sizeof(T)),
              "an input was changed, " << what);
@@ -178,6 +192,7 @@ class Engine {
   }
 
  private:
+  using Value = typename ValueOf<T>::Type;
   template <class U>
   using Place = std::unique_ptr<Guarded<U>>;
   struct Rows {
@@ -190,9 +205,13 @@ class Engine {
   static U* at(Place<U>& p) {
     return p ? p->data() : nullptr;
   }
+  template <class U>
+  static Place<U> room(int64_t n) {
+    return n ? std::make_unique<Guarded<U>>(n) : nullptr;
+  }
   void make(Place<T>& p, int64_t n) {
     if (n == 0) return;
-    p = std::make_unique<Guarded<T>>(n);
+    p = room<T>(n);
     all_.push_back(&p);
   }
   void bytes(Place<unsigned char>& p, size_t n) {
@@ -260,8 +279,9 @@ class Engine {
       if (!p->untouched(i)) return false;
     return true;
   }
-  static std::vector<T> copy(Place<T>& p) {
-    return p ? std::vector<T>(p->data(), p->data() + p->count()) : std::vector<T>();
+  template <class U>
+  static std::vector<U> copy(Place<U>& p) {
+    return p ? std::vector<U>(p->data(), p->data() + p->count()) : std::vector<U>();
   }
   void fill(fastrnn::Weights (&to)[2]) {
     for (int d = 0; d < setup_.problem.directions; ++d)
@@ -271,7 +291,8 @@ class Engine {
   Setup setup_;
   const Geometry& g_;
   Rows x_, y_, dy_, dx_;
-  Place<T> h0_, c0_, h_n_, c_n_, dh_n_, dc_n_, dh0_, dc0_, reserve_, w_[2][5], dw_[2][5];
+  Place<T> h0_, c0_, h_n_, c_n_, dh_n_, dc_n_, dh0_, dc0_, w_[2][5], dw_[2][5];
+  Place<Value> reserve_;
   Place<unsigned char> packed_, workspace_, backward_workspace_;
   std::vector<Place<T>*> all_;
   std::vector<Place<unsigned char>*> all_bytes_;
@@ -289,7 +310,7 @@ void expect_close(const char* name, const std::vector<T>& got, const Values& exp
   for (double e : expected) scale = std::fmax(scale, std::fabs(e));
   for (size_t i = 0; i < got.size(); ++i) {
     const double off = std::fabs(double(got[i]) - expected[i]);
-    error = off <= error ? error : off;  // keeps NaN
+    if (!(off <= error) && error == error) error = off;  // keeps NaN
   }
   const double eps = std::numeric_limits<T>::epsilon();
   constexpr double kFloor = 0.2;
