@@ -231,3 +231,15 @@ def test_dropout_is_left_out(cell: str) -> None:
     module = quantized(case).train()
     expected = call(quantized(replace(case, dropout=0.0)), case, case.inputs())
     assert_bitwise(call(module, case, case.inputs()), expected)
+
+
+def test_a_refused_refresh_changes_nothing() -> None:
+    """Not even the layers before the one that does not fit."""
+    case = Case("lstm", layers=2)
+    module = quantized(case)
+    before = copy.deepcopy(module.state_dict())
+    other = replace(case, seed=1).module(fastrnn)
+    other.bias_hh_l1 = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="bias_hh_l1"):
+        module.refresh(other)
+    assert_bitwise(module.state_dict(), before)

@@ -126,7 +126,7 @@ class Quantized(torch.nn.Module):
                 got = tuple(fresh[slot].shape) if slot in fresh else None
                 if got != shape:
                     raise ValueError(f"{self._owner}: {slot} must have shape {shape}, got {got}")
-                setattr(self, slot, fresh[slot])
+        self._buffers.update(fresh)
         self._cache = {}
 
     def forward(self, input: Tensor | PackedSequence, hx: Hidden | None = None) -> tuple[Any, Any]:
@@ -181,10 +181,10 @@ class Quantized(torch.nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._cache = {}
-        scales = {n: b for n, b in self._buffers.items() if b is not None}
+        kept = {n: b for n, b in self._buffers.items() if b is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Numbers keep their dtypes: .half() and its like mean floating-point parameters.
-        for name, before in scales.items():
+        for name, before in kept.items():
             after = self._buffers[name]
             if after is not None and after.dtype is not before.dtype:
                 self._buffers[name] = before.to(after.device)
