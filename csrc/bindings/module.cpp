@@ -96,7 +96,7 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
               int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy, int64_t dy_step,
               int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx, int64_t dx_step,
               int64_t dx_row, Pointer dh0, Pointer dc0, const std::vector<Pointer>& dweights,
-              Pointer workspace) {
+              Pointer dgates, Pointer workspace) {
   fr::BackwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
@@ -113,6 +113,7 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
     const Pointer* w = dweights.data() + kWeights * size_t(d);
     b.gradients[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
   }
+  b.dgates = at(dgates);
   b.workspace = at(workspace);
   py::gil_scoped_release unlocked;
   fr::backward(sized.problem, b);
@@ -162,6 +163,10 @@ PYBIND11_MODULE(_core, m) {
     d["gates"] = info.gates;
     d["states"] = info.states;
     d["saved"] = info.saved;
+    d["gradients"] = info.gradients;
+    d["state_slots"] = std::vector<int>(info.state_slots, info.state_slots + info.states);
+    d["of_input"] = std::vector<int>(info.of_input, info.of_input + info.gates);
+    d["of_recurrent"] = std::vector<int>(info.of_recurrent, info.of_recurrent + info.gates);
     return d;
   });
   py::class_<SizedProblem>(m, "Problem")

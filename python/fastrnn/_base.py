@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks, _errors, _ops
-from ._autograd import needs_grad, recurrence
-from ._problem import AUTO, Layer, Ragged, Stack, Weights, make_stack, make_step
+from ._autograd import needs_grad, recurrence, watched
+from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
 from .streaming import Stream
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def run_layers(
         _checks.check_state_shape(layers[0], "h0", h0, batch, count)
     if c0 is not None:
         _checks.check_state_shape(layers[0], "c0", c0, batch, count)
-    recorded = needs_grad(x, h0, c0, [w for own in weights for w in own])
+    joined = watched() or needs_grad(x, h0, c0, [w for own in weights for w in own])
     # torch.cat may use torch's own threads, which hang in a forked child: inference goes without.
-    finals = None if recorded else _ops.final_states(layers[0], x, batch, count)
+    finals = None if joined else _ops.final_states(layers[0], x, batch, count)
     parts = []
     for layer, own in zip(layers, weights, strict=True):
         at = slice(layer.index * stack.directions, (layer.index + 1) * stack.directions)
@@ -278,9 +278,9 @@ class RNNBase(torch.nn.RNNBase):
 
     def _prepare(self) -> _Runtime:
         spec = self._spec
-        stack = make_stack(
+        stack = stack_of(
             self._owner,
-            spec,
+            spec.name,
             spec.activations[spec.modes.index(self.mode)],
             self.input_size,
             self.hidden_size,
@@ -288,9 +288,12 @@ class RNNBase(torch.nn.RNNBase):
             self.num_layers,
             2 if self.bidirectional else 1,
             self.bias,
-            checkpoint_every=checkpoint_steps(self.checkpoint_every),
+            False,
+            checkpoint_steps(self.checkpoint_every),
         )
-        runtime = self.__dict__["_runtime"] = _Runtime(stack, {})
+        runtime = _Runtime(stack, {})
+        if not torch.compiler.is_compiling():
+            self.__dict__["_runtime"] = runtime
         return runtime
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -333,16 +336,17 @@ class RNNCellBase(torch.nn.RNNCellBase):
         return self._spec.activations[0]
 
     def _prepare(self) -> tuple[Layer, _ops.PackedCache]:
-        layer = make_step(
+        layer = step_of(
             self._owner,
-            self._spec,
+            self._spec.name,
             self._activation(),
             self.input_size,
             self.hidden_size,
             bool(self.bias),
         )
         runtime: tuple[Layer, _ops.PackedCache] = layer, {}
-        self.__dict__["_runtime"] = runtime
+        if not torch.compiler.is_compiling():
+            self.__dict__["_runtime"] = runtime
         return runtime
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -150,6 +150,12 @@ def _saved(layer: Layer) -> int:
     return _plan(layer, torch.float32, 1, 1, False, True, checkpoint_every, 1, _core.isa()).saved
 
 
+@functools.cache
+def cell_info(name: str) -> _core.CellInfo:
+    """Return the engine's counts of a cell."""
+    return _core.cell_info(name)
+
+
 class _Scratch(threading.local):
     """Memory that a thread needs during a call, kept for its next one: allocating takes time."""
 
@@ -320,6 +326,7 @@ def backward(
     h0: Tensor | None,
     c0: Tensor | None,
     *weights: Tensor | None,
+    dgates: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer.
 
@@ -333,6 +340,8 @@ def backward(
         h0: see there.
         c0: see there.
         weights: see there.
+        dgates: where the gradients of the pre-activations go, (D, T*B or N, ``gradients`` of
+            ``cell_info``, H); ``None``: nowhere.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -382,6 +391,7 @@ def backward(
         _pointer(dh0),
         _pointer(dc0),
         [_pointer(t) for t in dweights],
+        _pointer(dgates),
         scratch,
     )
     return results

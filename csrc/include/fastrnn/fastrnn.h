@@ -99,6 +99,9 @@ struct BackwardBuffers {
   void* dh0 = nullptr;  // [D,B,O]; overwritten; null: not computed
   void* dc0 = nullptr;  // [D,B,H]; overwritten; null: not computed
   WeightGradients gradients[2];
+  // [D,T*B or N,gradients,H], gradients of the pre-activations, see CellInfo; float64 or float32;
+  // overwritten; null: not kept.
+  void* dgates = nullptr;
   void* workspace = nullptr;  // Sizes::backward_workspace bytes; overwritten
 };
 
@@ -142,6 +145,11 @@ struct CellInfo {
   int gates, states, saved;
   bool projects;  // P > 0 is possible
   bool has_relu;  // Activation::kRelu is possible
+  // Distinct gradients of pre-activations, and which of them belongs to each gate of the input and
+  // of the recurrent product.
+  int gradients;
+  const int* state_slots;  // [states]: which saved value is the state after the step; -1: none
+  const int *of_input, *of_recurrent;  // [gates]
 };
 CellInfo cell_info(Cell cell);
 Cell cell_from_name(const std::string& name);
