@@ -92,7 +92,8 @@ struct BackwardRows : LayerRows<C, N> {
 
   void bind(const BackwardBuffers& b) {
     Base::bind(b);
-    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.dy_strides};
+    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.table,
+          b.dy_strides};
     // A last, incomplete word reads one number past a row.
     if constexpr (kGroup > 1)
       for (auto& to : block)
