@@ -132,6 +132,11 @@ def gradients(
     torch.manual_seed(5)
     upstream = [torch.randn(o.shape).to(o.dtype) for o in outputs]
     sources = leaves | dict(module.named_parameters())
-    found = torch.autograd.grad(outputs, list(sources.values()), upstream)
+    # Without any step the loop's output is a constant.
+    used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
+    heads, above = zip(*used, strict=True)
+    found = torch.autograd.grad(
+        heads, list(sources.values()), above, allow_unused=True, materialize_grads=True
+    )
     results = {n: o.detach() for n, o in zip(names, outputs, strict=True)}
     return results | {f"d.{n}": g for n, g in zip(sources, found, strict=True)}
