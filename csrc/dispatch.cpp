@@ -52,6 +52,18 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
   }
 }
 
+void check_table(const Problem& p, const int64_t* offsets, const RowTable& table) {
+  if (!table.rows) return;
+  FASTRNN_CHECK(p.ragged, "table must be empty unless the problem is ragged");
+  FASTRNN_CHECK(table.T >= 0 && table.B >= 0, "table.T and table.B must not be negative");
+  for (int64_t i = 0; i < offsets[p.T]; ++i) {
+    const int64_t t = table.B > 0 && table.rows[i] >= 0 ? table.rows[i] / table.B : table.T;
+    FASTRNN_CHECK(t < table.T, "table.rows must be in [0, T * B) = [0, "
+                                   << table.T << " * " << table.B << "), got " << table.rows[i]
+                                   << " at " << i);
+  }
+}
+
 // States kept for the backward pass, were it to run now.
 bool needs_reserve(const Problem& p) {
   const CellInfo info = cell_info(p.cell);
@@ -90,6 +102,7 @@ Sizes sizes(const Problem& problem) {
 void forward(const Problem& problem, const ForwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
+  check_table(problem, buffers.offsets, buffers.table);
   ForwardBuffers b = buffers;
   if (b.repack) {
     check_weights(problem, b.weights);
@@ -108,6 +121,7 @@ void forward(const Problem& problem, const ForwardBuffers& buffers) {
 void backward(const Problem& problem, const BackwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
+  check_table(problem, buffers.offsets, buffers.table);
   FASTRNN_CHECK(problem.training, "training must be true: forward kept nothing otherwise");
   check_weights(problem, buffers.weights);
   FASTRNN_CHECK(buffers.workspace, "workspace must be given");

@@ -41,6 +41,7 @@ IMPORT_ORDER = (
         "_checks",
         "_ops",
         "_autograd",
+        "_variable_length",
         "streaming",
         "_base",
     ]

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 
 #include "../check.h"
@@ -75,13 +76,20 @@ void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::We
   for (const fr::Weights& w : read_weights(p, size_t(p.directions), from)) *to++ = w;
 }
 
+using Table = std::array<Pointer, 3>;  // rows, T, B
+
+fr::RowTable read_table(const Table& from) {
+  return {static_cast<const int64_t*>(at(from[0])), int64_t(from[1]), int64_t(from[2])};
+}
+
 void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-             Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y, int64_t y_step,
-             int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve, Pointer packed, bool repack,
-             Pointer workspace) {
+             const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
+             Pointer y, int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
+             Pointer packed, bool repack, Pointer workspace) {
   fr::ForwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.table = read_table(table);
   b.h0 = at(h0), b.c0 = at(c0);
   read_weights(sized.problem, weights, b.weights);
   b.y = at(y), b.y_strides = {y_step, y_row};
@@ -92,14 +100,15 @@ void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row
 }
 
 void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-              Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y,
-              int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy, int64_t dy_step,
-              int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx, int64_t dx_step,
-              int64_t dx_row, Pointer dh0, Pointer dc0, const std::vector<Pointer>& dweights,
-              Pointer dgates, Pointer workspace) {
+              const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
+              Pointer y, int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy,
+              int64_t dy_step, int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx,
+              int64_t dx_step, int64_t dx_row, Pointer dh0, Pointer dc0,
+              const std::vector<Pointer>& dweights, Pointer dgates, Pointer workspace) {
   fr::BackwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.table = read_table(table);
   b.h0 = at(h0), b.c0 = at(c0);
   read_weights(sized.problem, weights, b.weights);
   b.y = at(y), b.y_strides = {y_step, y_row};

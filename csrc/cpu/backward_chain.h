@@ -93,7 +93,8 @@ struct BackwardRows : LayerRows<C, N> {
 
   void bind(const BackwardBuffers& b) {
     Base::bind(b);
-    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.dy_strides};
+    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.table,
+          b.dy_strides};
     const int64_t all_rows = b.offsets ? b.offsets[p->T] : p->T * p->B;
     dgates = b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * C::kD * p->H : nullptr;
     // A last, incomplete word reads one number past a row.

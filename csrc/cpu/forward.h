@@ -82,8 +82,8 @@ class ForwardChain {
 
   void bind(const ForwardBuffers& b) {
     time_ = {p_->T, p_->B, b.offsets, direction_ == 1 || p_->reverse};
-    x_ = {static_cast<const S*>(b.x), b.offsets, b.x_strides};
-    y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.y_strides};
+    x_ = {static_cast<const S*>(b.x), b.offsets, b.table, b.x_strides};
+    y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.table, b.y_strides};
     h_n_ = static_cast<S*>(b.h_n) + direction_ * p_->B * O_;
     c_n_ = C::kState > 1 ? static_cast<S*>(b.c_n) + direction_ * p_->B * p_->H : nullptr;
     h0_ = b.h0 ? static_cast<const S*>(b.h0) + direction_ * p_->B * O_ : nullptr;
@@ -100,8 +100,8 @@ class ForwardChain {
 
   // For a stream, in place of bind() and run_block(): step s, by itself, of a sequence without end.
   void step_alone(const S* x, int64_t x_row, S* y, int64_t y_row, int64_t s) {
-    x_ = {x, nullptr, {0, x_row}};
-    y_ = {y, nullptr, {0, y_row}};
+    x_ = {x, nullptr, {}, {0, x_row}};
+    y_ = {y, nullptr, {}, {0, y_row}};
     multiply_inputs(0, 1);
     step(s, 0);
   }
@@ -226,7 +226,8 @@ class ForwardChain {
     const Panels<F>& w = w_->hh.panels;
     const int columns = w.columns(p);
     const T* wx = input_sums() + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
-    S* y = p_->P ? nullptr : y_.row(t, begin_ + r);
+    S* y[kMaxTileRows];
+    if (!p_->P) y_.rows(t, begin_ + r, count, y);
     T* kept = reserve_ ? reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;
     for (int c = 0; c < columns; c += G) {
       const int64_t u = w.unit(p, c);
@@ -248,7 +249,7 @@ class ForwardChain {
           unprojected_.store(r + i, u, out[0]);
         } else {
           next.store(r + i, u, out[0]);
-          store_value(y + i * y_.strides.row + u, out[0], n);
+          store_value(y[i] + u, out[0], n);
         }
         if (kept) save(kept + i * saved_ * p_->H + u, n, saved, out[0]);
       }

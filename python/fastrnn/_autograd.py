@@ -119,7 +119,7 @@ class RecurrenceBackward(Function):
         """Propagate gradients through the layer."""
         ctx.layer, ctx.ragged, ctx.wanted = layer, ragged, wanted
         ctx.set_materialize_grads(False)
-        dgates = new_dgates(layer, inputs[0], y)
+        dgates = new_dgates(layer, inputs[0], ragged)
         # Detached, y does not refer to the node that will hold this one: no cycle, no leak.
         ctx.save_for_backward(dy, dh_n, dc_n, y.detach(), reserve, dgates, *inputs)
         gradients = (dy, dh_n, dc_n)

@@ -6,7 +6,6 @@ function call costs as much as three of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -92,14 +91,19 @@ def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, in
     if x.layout is not torch.strided:
         raise _errors.unsupported_layout(layer.owner, "input", x)
     shape, width = x.shape, layer.width
-    if len(shape) == 3 and not layer.step and ragged is None:
+    padded = ragged is not None and ragged.rows is not None
+    if len(shape) == 3 and not layer.step and (ragged is None or padded):
         first, second, features = shape
         T, B = (second, first) if layer.x_batch_first else (first, second)
         y_shape: tuple[int, ...] = (B, T, width) if layer.y_batch_first else (T, B, width)
+        if ragged is not None:
+            if ragged.padded != (T, B):
+                raise _errors.input_shape(layer, ragged, x)
+            T, B = min(T, ragged.T), ragged.B
     elif len(shape) == 2 and layer.step and ragged is None:
         B, features = shape
         T, y_shape = 1, (B, width)
-    elif len(shape) == 2 and ragged is not None and shape[0] == ragged.N:
+    elif len(shape) == 2 and ragged is not None and not padded and shape[0] == ragged.N:
         T, B, features = ragged.T, ragged.B, shape[1]
         y_shape = (ragged.N, width)
     else:
@@ -229,14 +233,14 @@ def quantized_weights(
 
 
 def reserve_shape(
-    layer: Layer, T: int, B: int, y_shape: tuple[int, ...], saved: int
+    layer: Layer, T: int, B: int, ragged: Ragged | None, saved: int
 ) -> tuple[int, ...]:
     """Return the shape of what forward leaves for backward, (D, T*B or N, saved, H).
 
     With ``checkpoint_every`` = K there are ceil(T/K)*B rows.
     """
     steps = layer.checkpoint_steps(T)
-    rows = -(-T // steps) * B if steps else math.prod(y_shape[:-1])
+    rows = -(-T // steps) * B if steps else T * B if ragged is None else ragged.N
     return (layer.directions, rows, saved, layer.hidden_size)
 
 

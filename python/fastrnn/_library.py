@@ -42,10 +42,22 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None], count: int) -> Tenso
     return tuple(like.new_empty(0) if t is None else t for t in given)
 
 
-def _ragged(x: Tensor, offsets: Tensor | None, batch: int) -> Ragged | None:
+Table = tuple[Tensor | None, Tensor | None, int, int, int]
+"""What operators take for a ``Ragged``: offsets, rows, B, and the padded T and B."""
+
+
+def _table(ragged: Ragged | None) -> Table:
+    if ragged is None:
+        return None, None, 0, 0, 0
+    return ragged.offsets, ragged.rows, ragged.B, *ragged.padded
+
+
+def _ragged(x: Tensor, table: Table) -> Ragged | None:
+    offsets, rows, batch, *padded = table
     if offsets is None:
         return None
-    return Ragged(offsets, offsets.shape[0] - 1, batch, x.shape[0])
+    N = (x if rows is None else rows).shape[0]
+    return Ragged(offsets, offsets.shape[0] - 1, batch, N, rows, (padded[0], padded[1]))
 
 
 def _kept(reserve: Tensor) -> Tensor | None:
@@ -55,14 +67,17 @@ def _kept(reserve: Tensor) -> Tensor | None:
 def _forward(
     x: Tensor,
     offsets: Tensor | None,
+    rows: Tensor | None,
     batch: int,
+    padded_steps: int,
+    padded_batch: int,
     key: str,
     training: bool,
     h0: Tensor | None,
     c0: Tensor | None,
     *weights: Tensor | None,
 ) -> Tensors:
-    layer, ragged = layer_of(key), _ragged(x, offsets, batch)
+    layer, ragged = layer_of(key), _ragged(x, (offsets, rows, batch, padded_steps, padded_batch))
     own = weights[: len(layer.shapes)]
     return _filled(x, _ops.forward(layer, x, ragged, h0, c0, own, training), 4)
 
@@ -74,13 +89,16 @@ def _backward(
     y: Tensor,
     reserve: Tensor,
     offsets: Tensor | None,
+    rows: Tensor | None,
     batch: int,
+    padded_steps: int,
+    padded_batch: int,
     key: str,
     wanted: Sequence[bool],
     x: Tensor,
     *inputs: Tensor | None,
 ) -> Tensors:
-    layer, ragged = layer_of(key), _ragged(x, offsets, batch)
+    layer, ragged = layer_of(key), _ragged(x, (offsets, rows, batch, padded_steps, padded_batch))
     count = NUMBERS + len(layer.shapes)
     own = (x, *inputs)[:count]
     outputs = (y, _kept(reserve))
@@ -95,14 +113,17 @@ def _double_backward(
     y: Tensor,
     reserve: Tensor,
     offsets: Tensor | None,
+    rows: Tensor | None,
     batch: int,
+    padded_steps: int,
+    padded_batch: int,
     key: str,
     incoming: Sequence[Tensor],
     asked: Sequence[bool],
     x: Tensor,
     *inputs: Tensor | None,
 ) -> Tensors:
-    layer, ragged, gradients = layer_of(key), _ragged(x, offsets, batch), (dy, dh_n, dc_n)
+    layer, ragged, gradients = layer_of(key), _ragged(x, (offsets, rows, batch, padded_steps, padded_batch)), (dy, dh_n, dc_n)
     own = (x, *inputs)[: NUMBERS + len(layer.shapes)]
     given = iter(incoming)
     directions = [next(given) if ask else None for ask in asked[: len(own)]]
@@ -134,7 +155,10 @@ def _double_backward_shapes(
     y: Tensor,
     reserve: Tensor,
     offsets: Tensor | None,
+    rows: Tensor | None,
     batch: int,
+    padded_steps: int,
+    padded_batch: int,
     key: str,
     incoming: Sequence[Tensor],
     asked: Sequence[bool],
@@ -148,7 +172,9 @@ def _double_backward_shapes(
 
 _INPUTS = "Tensor x, Tensor? h0, Tensor? c0, " + ", ".join(f"Tensor? w{i}" for i in range(WEIGHTS))
 _OUTCOME = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor y, Tensor reserve"
-_PROBLEM = "Tensor? offsets, SymInt batch, str key"
+_PROBLEM = (
+    "Tensor? offsets, Tensor? rows, SymInt batch, SymInt padded_steps, SymInt padded_batch, str key"
+)
 
 
 def _results(count: int) -> str:
@@ -180,7 +206,8 @@ _double_backward_op.register_fake(_double_backward_shapes)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    x, offsets, batch, key, training, *rest = inputs
+    x, offsets, rows, *sizes, key, training = inputs[:8]
+    rest = inputs[8:]
     y, _, _, reserve = output
     layer = layer_of(key)
     if not training:
@@ -189,56 +216,57 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
             "call the operator with training=True"
         )
     ctx.set_materialize_grads(False)
-    ctx.layer, ctx.batch = layer, batch
+    ctx.layer, ctx.sizes = layer, sizes
     ctx.wanted = [t is not None and t.requires_grad for t in (x, *rest)]
-    ctx.save_for_backward(y, reserve, offsets, x, *rest)
+    ctx.save_for_backward(y, reserve, offsets, rows, x, *rest)
 
 
 def _differentiate_forward(
     ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
-    y, reserve, offsets, x, *rest = ctx.saved_tensors
+    y, reserve, offsets, rows, x, *rest = ctx.saved_tensors
     layer: Layer = ctx.layer
     gradients = (dy, None if layer.step else dh_n, dc_n if layer.spec.states > 1 else None)
-    nothing = (None,) * 4
+    nothing = (None,) * 7
     if all(g is None for g in gradients):
         return (None, *nothing, *(None for _ in rest))
     results = torch.ops.fastrnn.backward(
-        *gradients, y, reserve, offsets, ctx.batch, layer.key, ctx.wanted, x, *rest
+        *gradients, y, reserve, offsets, rows, *ctx.sizes, layer.key, ctx.wanted, x, *rest
     )
     dx, *others = (t if want else None for t, want in zip(results, ctx.wanted, strict=True))
     return (dx, *nothing, *others)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    dy, dh_n, dc_n, y, reserve, offsets, batch, key, wanted, *rest = inputs
+    dy, dh_n, dc_n, y, reserve, offsets, rows, *sizes, key, wanted = inputs[:12]
+    rest = inputs[12:]
     ctx.set_materialize_grads(False)
-    ctx.layer, ctx.batch, ctx.wanted = layer_of(key), batch, wanted
-    ctx.save_for_backward(dy, dh_n, dc_n, y, reserve, offsets, *rest)
+    ctx.layer, ctx.sizes, ctx.wanted = layer_of(key), sizes, wanted
+    ctx.save_for_backward(dy, dh_n, dc_n, y, reserve, offsets, rows, *rest)
 
 
 def _differentiate_backward(ctx: Any, *incoming: Tensor | None) -> tuple[Any, ...]:
-    dy, dh_n, dc_n, y, reserve, offsets, *inputs = ctx.saved_tensors
+    dy, dh_n, dc_n, y, reserve, offsets, rows, *inputs = ctx.saved_tensors
     layer: Layer = ctx.layer
     gradients = (dy, dh_n, dc_n)
     asked = [v if want else None for v, want in zip(incoming, ctx.wanted, strict=True)]
     if torch._C._len_torch_dispatch_stack():
         results = torch.ops.fastrnn.double_backward(
-            *(*gradients, y, reserve, offsets, ctx.batch, layer.key),
+            *(*gradients, y, reserve, offsets, rows, *ctx.sizes, layer.key),
             [v for v in asked if v is not None],
             [v is not None for v in asked],
             *inputs,
         )
     else:
         count = NUMBERS + len(layer.shapes)
-        ragged = _ragged(inputs[0], offsets, ctx.batch)
+        ragged = _ragged(inputs[0], (offsets, rows, *ctx.sizes))
         results = gradients_of_gradients(
             layer, ragged, ctx.wanted[:count], gradients, inputs[:count], asked[:count]
         )
         results = (*results, *(None for _ in inputs[count:]))
     sources = (*gradients, *inputs)
     given = [None if t is None else r for t, r in zip(sources, results, strict=True)]
-    return (*given[:GRADIENTS], *(None,) * 6, *given[GRADIENTS:])
+    return (*given[:GRADIENTS], *(None,) * 9, *given[GRADIENTS:])
 
 
 _forward_op.register_autograd(_differentiate_forward, setup_context=_save_forward)
@@ -259,9 +287,8 @@ def forward(
     Returns:
         y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state).
     """
-    offsets, batch = (None, 0) if ragged is None else (ragged.offsets, ragged.B)
     y, h_n, c_n, _ = torch.ops.fastrnn.forward(
-        x, offsets, batch, layer.key, training, h0, c0, *_padded(weights)
+        x, *_table(ragged), layer.key, training, h0, c0, *_padded(weights)
     )
     return y, None if layer.step else h_n, c_n if layer.spec.states > 1 else None
 
@@ -278,13 +305,12 @@ def backward(
     *weights: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer as an operator; see ``_ops.backward``."""
-    offsets, batch = (None, 0) if ragged is None else (ragged.offsets, ragged.B)
     y, reserve = outputs
     absent = WEIGHTS - len(weights)
     results = torch.ops.fastrnn.backward(
         *gradients,
         *_filled(x, (y, reserve), 2),
-        *(offsets, batch, layer.key, [*wanted, *(False,) * absent]),
+        *(*_table(ragged), layer.key, [*wanted, *(False,) * absent]),
         *(x, h0, c0, *_padded(weights)),
     )
     return tuple(t if want else None for t, want in zip(results, wanted, strict=False))

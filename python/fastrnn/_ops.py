@@ -42,6 +42,7 @@ KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
 _CPU = torch.device("cpu")
+_NO_TABLE = (0, 0, 0)
 
 
 class _StreamLike(Protocol):
@@ -188,8 +189,14 @@ def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalSt
     return h_n, c_n
 
 
-def _reserve(layer: Layer, x: Tensor, T: int, B: int, y_shape: tuple[int, ...]) -> Tensor | None:
-    shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+def _table(ragged: Ragged | None) -> tuple[int, int, int]:
+    if ragged is None or ragged.rows is None:
+        return _NO_TABLE
+    return ragged.rows.data_ptr(), *ragged.padded
+
+
+def _reserve(layer: Layer, x: Tensor, T: int, B: int, ragged: Ragged | None) -> Tensor | None:
+    shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     return x.new_empty(shape, dtype=_checks.value_dtype(x.dtype)) if shape[2] else None
 
 
@@ -254,7 +261,8 @@ def forward(
     Args:
         layer: what to run; it says how ``x`` and y are laid out.
         x: input, (T, B, I) or (B, T, I); (N, I) for packed rows; (B, I) for a single step.
-        ragged: where the rows of a packed batch are.
+        ragged: where the rows of sequences of several lengths are; it counts the sequences of the
+            states, and the output has zeros in the padding.
         h0: initial state, (D, B, O), or (B, O) for a single step; ``None`` for zeros.
         c0: initial cell state with H in place of O, if the cell has one.
         weights: five for each direction.
@@ -270,9 +278,11 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    y = x.new_empty(*y_shape)  # a tuple takes half as long again
+    # The engine leaves padding alone. As a tuple, sizes take half as long again.
+    padded = ragged is not None and ragged.rows is not None
+    y = x.new_zeros(y_shape) if padded else x.new_empty(*y_shape)
     h_n, c_n = final_states(layer, x, B) if out is None else out
-    reserve = _reserve(layer, x, T, B, y_shape) if training else None
+    reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
@@ -300,6 +310,7 @@ def forward(
         plan.problem,
         *x_rows,
         0 if ragged is None else ragged.offsets.data_ptr(),
+        _table(ragged),
         h0_address,
         c0_address,
         addresses,
@@ -361,8 +372,10 @@ def backward(
         return tuple(None if t is None else t.zero_() for t in results)
 
     dx, dh0, dc0, *dweights = results
+    if dx is not None and ragged is not None and ragged.rows is not None:
+        dx.zero_()  # the engine leaves padding alone
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
-    reserve_shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+    reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -379,6 +392,7 @@ def backward(
         plan.problem,
         *x_rows,
         0 if ragged is None else ragged.offsets.data_ptr(),
+        _table(ragged),
         h0_address,
         c0_address,
         addresses,

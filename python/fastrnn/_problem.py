@@ -100,19 +100,25 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Rows of a packed batch.
+    """Rows of a batch of sequences of several lengths.
 
     Args:
         offsets: int64 on CPU, (T + 1): rows before each step.
         T: number of steps, the longest length.
         B: number of sequences.
         N: number of rows, the sum of the lengths.
+        rows: where input and output are padded: int64 on CPU, (N): of each row in packed order the
+            number ``t * batch + b`` among theirs, whether they are batch-first or not. ``None``:
+            they are packed.
+        padded: number of steps and of sequences in padded input and output.
     """
 
     offsets: Tensor
     T: int
     B: int
     N: int
+    rows: Tensor | None = None
+    padded: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,8 @@ def run(
         )
         outputs.append(y)
         finals.append(states)
-    y = caller_layout(layer, torch.cat(outputs, dim=-1).to(x.dtype), x, ragged)
+    y_rows = torch.cat(outputs, dim=-1).to(x.dtype)
+    y = caller_layout(layer, y_rows, x, ragged, layer.y_batch_first)
     if layer.step:
         return y, None, finals[0][1].to(x.dtype) if layer.spec.states > 1 else None
     h_n, *others = (torch.stack(states).to(x.dtype) for states in zip(*finals, strict=True))
@@ -63,6 +64,9 @@ def time_major(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[Tensor, 
     """Return the rows of x, (N, I), step by step; the rows of each step; and the batch."""
     if ragged is not None:
         offsets = ragged.offsets.tolist()
+        if ragged.rows is not None:
+            x = (x.transpose(0, 1) if layer.x_batch_first else x).flatten(0, 1)
+            x = x.index_select(0, ragged.rows)
         return x, [b - a for a, b in zip(offsets, offsets[1:], strict=False)], ragged.B
     if layer.step:
         return x, [x.shape[0]], x.shape[0]
@@ -72,13 +76,18 @@ def time_major(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[Tensor, 
     return x.reshape(T * B, x.shape[2]), [B] * T, B
 
 
-def caller_layout(layer: Layer, rows: Tensor, x: Tensor, ragged: Ragged | None) -> Tensor:
-    """Return rows of y, step by step, as the layer lays its output out."""
-    if ragged is not None or layer.step:
+def caller_layout(
+    layer: Layer, rows: Tensor, x: Tensor, ragged: Ragged | None, batch_first: bool
+) -> Tensor:
+    """Return rows (N, features), step by step, as y is laid out, or as x if so ``batch_first``."""
+    if layer.step or (ragged is not None and ragged.rows is None):
         return rows
     T, B = (x.shape[1], x.shape[0]) if layer.x_batch_first else x.shape[:2]
+    if ragged is not None and ragged.rows is not None:
+        padding = rows.new_zeros(T * B, rows.shape[-1])
+        rows = padding.index_copy(0, ragged.rows, rows)
     y = rows.view(T, B, rows.shape[-1])
-    return y.transpose(0, 1) if layer.y_batch_first else y
+    return y.transpose(0, 1) if batch_first else y
 
 
 def initial_states(
@@ -100,9 +109,12 @@ def own_weights(layer: Layer, weights: Sequence[Tensor | None], direction: int) 
 
 def output_rows(layer: Layer, y: Tensor, ragged: Ragged | None) -> Tensor:
     """Return the rows of y, or of its gradient, step by step: what ``caller_layout`` undoes."""
-    if ragged is not None or layer.step:
+    if layer.step or (ragged is not None and ragged.rows is None):
         return y
-    return (y.transpose(0, 1) if layer.y_batch_first else y).reshape(-1, layer.width)
+    rows = (y.transpose(0, 1) if layer.y_batch_first else y).reshape(-1, layer.width)
+    if ragged is not None and ragged.rows is not None:
+        return rows.index_select(0, ragged.rows)
+    return rows
 
 
 def columns(layer: Layer, rows: Tensor, direction: int) -> Tensor:

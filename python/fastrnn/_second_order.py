@@ -87,7 +87,7 @@ def double_backward(
     vx, vh0, vc0, *vweights = widened(directions)
     assert x is not None
     if dgates is None:
-        dgates = new_dgates(layer, inputs[0], outputs[0])
+        dgates = new_dgates(layer, x, ragged)
         nothing = [False] * len(inputs)
         _ops.backward(layer, ragged, nothing, gradients, outputs, *inputs, dgates=dgates)
     y, reserve = outputs[0].to(values), outputs[1]
@@ -127,10 +127,11 @@ def double_backward(
     return tuple(None if t is None else t.to(storage) for t in results)
 
 
-def new_dgates(layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     """Allocate what ``_ops.backward`` leaves the gradients of the pre-activations in."""
     count = _ops.cell_info(layer.spec.name)["gradients"]
-    shape = (layer.directions, math.prod(y.shape[:-1]), count, layer.hidden_size)
+    rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
+    shape = (layer.directions, rows, count, layer.hidden_size)
     return x.new_empty(shape, dtype=value_dtype(x.dtype))
 
 
@@ -444,13 +445,11 @@ def _differentiate(
 def _joined(layer: Layer, x: Tensor, ragged: Ragged | None, parts: list[object]) -> Gradients:
     """Put the directions together, in the layout of the caller."""
     vy, vfinal, gx, ginitial, gweights = zip(*parts, strict=True)  # type: ignore[call-overload]
-    y = _reference.caller_layout(layer, torch.cat(vy, dim=-1), x, ragged)
+    vy = torch.cat(vy, dim=-1)
+    y = _reference.caller_layout(layer, vy, x, ragged, layer.y_batch_first)
     dx = _sum(gx)
     assert dx is not None
-    if ragged is None and not layer.step:
-        B, T = (x.shape[:2] if layer.x_batch_first else x.shape[:2][::-1])
-        dx = dx.view(T, B, -1)
-        dx = dx.transpose(0, 1) if layer.x_batch_first else dx
+    dx = _reference.caller_layout(layer, dx, x, ragged, layer.x_batch_first)
     if layer.step:
         states = [list(vfinal[0]), list(ginitial[0])]
     else:

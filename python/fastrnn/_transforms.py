@@ -243,11 +243,15 @@ def _batch_axis(layer: Layer, ragged: Ragged | None, which: int) -> int:
     """Return which dimension of x (0), h0 (1) or c0 (2) numbers the sequences."""
     if which:
         return _state_axis(layer)
-    return 0 if layer.step or layer.x_batch_first or ragged is not None else 1
+    return 0 if layer.step or layer.x_batch_first or _packed(ragged) else 1
+
+
+def _packed(ragged: Ragged | None) -> bool:
+    return ragged is not None and ragged.rows is None
 
 
 def _output_axis(layer: Layer, ragged: Ragged | None) -> int:
-    return 0 if layer.step or layer.y_batch_first or ragged is not None else 1
+    return 0 if layer.step or layer.y_batch_first or _packed(ragged) else 1
 
 
 def _state_axis(layer: Layer) -> int:
@@ -271,7 +275,17 @@ def _narrowed(tensor: Tensor | None, size: int, axis: int) -> Tensor | None:
 def _widened_ragged(ragged: Ragged | None, size: int) -> Ragged | None:
     if ragged is None:
         return None
-    return replace(ragged, offsets=ragged.offsets * size, B=ragged.B * size, N=ragged.N * size)
+    rows = ragged.rows
+    if rows is not None:
+        rows = (rows.unsqueeze(1) * size + torch.arange(size)).flatten()
+    return replace(
+        ragged,
+        offsets=ragged.offsets * size,
+        B=ragged.B * size,
+        N=ragged.N * size,
+        rows=rows,
+        padded=(ragged.padded[0], ragged.padded[1] * size),
+    )
 
 
 def _sample_gradients(
@@ -289,7 +303,7 @@ def _sample_gradients(
     assert y is not None
     info = _ops.cell_info(layer.spec.name)
     rows, counts, batch = _reference.time_major(layer, x, ragged)
-    dgates = new_dgates(layer, x, y)
+    dgates = new_dgates(layer, x, ragged)
     numbers_only = [*wanted[:NUMBERS], *(False for _ in weights)]
     results = _ops.backward(
         layer,

@@ -87,6 +87,7 @@ Setup draw(Random& random, Cell cell, int64_t H, int64_t V) {
   p.bias = random.below(4) > 0;
   p.threads = 1 + int(random.below(4));
   if (random.below(3) == 0) s.lengths = draw_lengths(random, p.B, p.T), p.ragged = true;
+  if (p.ragged && random.coin()) draw_table(s, random);
   s.layout = Layout(random.below(4));
   Given& g = s.given;
   for (bool* given : {&g.h0, &g.c0, &g.dy, &g.dh_n, &g.dc_n}) *given = random.below(4) > 0;
@@ -115,7 +116,7 @@ void large_cases(Cell cell, const std::string& isa) {
   const auto set = [&](int64_t T_, int64_t B, int64_t I, int64_t H, int64_t P, int directions) {
     p.T = T_, p.B = B, p.I = I, p.H = H, p.directions = directions;
     p.P = cell == Cell::kLstm ? P : 0;
-    s.lengths.clear(), p.ragged = false;
+    s.lengths.clear(), s.table.clear(), p.ragged = false;
   };
   Random random(7);
   // Steps of more than one chunk of 256 rows; blocks of steps of all counts; many threads' rows.
@@ -124,6 +125,8 @@ void large_cases(Cell cell, const std::string& isa) {
   set(70, 11, 5, V + 1, 2, 2), compare<T>(s, 3);
   set(61, 9, V + 2, 4 * V + 1, 0, 2), s.lengths = draw_lengths(random, p.B, p.T), compare<T>(s, 4);
   set(5, 300, 4, V, 1, 2), s.lengths = draw_lengths(random, p.B, p.T), compare<T>(s, 5);
+  set(5, 300, 4, V, 1, 2), s.lengths = draw_lengths(random, p.B, p.T), p.ragged = true;
+  draw_table(s, random), compare<T>(s, 5);
   set(300, 1, 6, 9 * V, 2, 2), compare<T>(s, 6);
   // A single sequence of which threads share the units: more than 1 MiB of W_hh.
   int64_t H = 1;

@@ -43,6 +43,15 @@ struct Strides {
   int64_t step = 0, row = 0;
 };
 
+// Where the rows of a ragged batch are if they are not packed: row i of the packed order is row
+// (t, b) = (rows[i] / B, rows[i] % B) of the caller's [T,B,...] x, y, dy and dx, by their strides.
+// No number may come twice. Other rows of these are neither read nor written, and the caller's T
+// and B may be larger than the problem's. The reserve is packed all the same.
+struct RowTable {
+  const int64_t* rows = nullptr;  // [N]; null: packed
+  int64_t T = 0, B = 0;           // every number is in [0, T * B)
+};
+
 struct Weights {               // of one direction; null: absent
   const void* w_ih = nullptr;  // [G*H,I]
   const void* w_hh = nullptr;  // [G*H,O]
@@ -65,6 +74,7 @@ struct ForwardBuffers {
   const void* x = nullptr;  // [T,B,I] by strides, or [N,I]
   Strides x_strides;
   const int64_t* offsets = nullptr;  // [T+1], ragged only: rows before step t; B = offsets[1]
+  RowTable table;                    // ragged only
   const void* h0 = nullptr;          // [D,B,O], null: zeros
   const void* c0 = nullptr;          // [D,B,H], null: zeros; LSTM
   Weights weights[2];                // read only when `repack`
@@ -84,6 +94,7 @@ struct BackwardBuffers {
   const void* x = nullptr;  // as in forward
   Strides x_strides;
   const int64_t* offsets = nullptr;
+  RowTable table;
   const void* h0 = nullptr;
   const void* c0 = nullptr;
   Weights weights[2];
