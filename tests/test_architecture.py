@@ -41,6 +41,7 @@ IMPORT_ORDER = (
         "_checks",
         "_ops",
         "_autograd",
+        "_onnx_export",
         "streaming",
         "_base",
     ]
