@@ -24,6 +24,10 @@ from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
 from .quantize import Quantized as Quantized
 from .quantize import quantize_dynamic as quantize_dynamic
+from .keras_layer import KerasLayer as KerasLayer
+from .keras_layer import from_keras as from_keras
+from .onnx_node import OnnxNode as OnnxNode
+from .onnx_node import from_onnx_node as from_onnx_node
 from .streaming import Stream as Stream
 
 try:
