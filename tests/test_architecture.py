@@ -46,7 +46,9 @@ IMPORT_ORDER = (
         "_base",
     ]
     + [f"cells.{name}" for name in CELLS]
-    + ["cells", "functional", "quantize", "__init__", "__main__"]
+    + ["cells", "functional", "quantize"]
+    + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
+    + ["__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")

@@ -55,13 +55,15 @@ def run_layers(
         if dropout and layer is not layers[-1]:
             x = torch.dropout(x, dropout, True)
     y = x.transpose(0, 1) if batch_first else x
-    h_n, *c_n = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+    h_n, *c_n = (
+        part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
+    )
     return y, h_n, c_n[0] if c_n else None
 
 
 def run_step(
     layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Weights
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Record one node that does a single step, in place of doing it.
 
     Returns:
@@ -74,7 +76,7 @@ def run_step(
             _checks.check_state_shape(layer, name, state[0], state.shape[1], 1)
     finals = _node(layer, x[lead], states, weights)[1:]
     h, *c = [final.flatten(0, -2) if x.dim() == 2 else final.flatten() for final in finals]
-    return (h, *c) if c else h
+    return (h, c[0]) if c else h
 
 
 def _node(
@@ -156,4 +158,3 @@ def _both(form: Foreign, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     assert b_ih is not None
     assert b_hh is not None
     return torch.cat([form.from_torch(b_ih), form.from_torch(b_hh)])
-

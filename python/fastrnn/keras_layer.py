@@ -56,8 +56,8 @@ class KerasLayer(Loaded):
         """
         if self.training and self.dropout:
             raise NotImplementedError(
-                f"from_keras: dropout must be 0 in training, got {self.dropout}; call eval() to run "
-                "the layer as it was trained"
+                f"from_keras: dropout must be 0 in training, got {self.dropout}; call eval() to "
+                "run the layer as it was trained"
             )
         y, h_n = self(as_tensor(sequences), self._states(initial_state))
         finals = h_n if isinstance(h_n, tuple) else (h_n,)
@@ -129,7 +129,7 @@ def from_keras(
         layer: a built layer, or a list of arrays as its ``get_weights()`` returns them: kernel
             (I, G*H), recurrent kernel (H, G*H) and, if there are biases, those, (G*H) or of a GRU
             (2, 3*H); of both directions one after the other if ``bidirectional``.
-        kind: ``"SimpleRNN"``, ``"LSTM"`` or ``"GRU"`` if ``layer`` is a list. A layer knows its own.
+        kind: ``"SimpleRNN"``, ``"LSTM"`` or ``"GRU"`` if ``layer`` is a list; a layer knows it.
         bidirectional: whether a list has the weights of two directions. Default: ``False``.
         merge_mode: of a list of two directions: ``"concat"``, ``"sum"``, ``"ave"``, ``"mul"`` or
             ``None``. Default: ``"concat"``.
@@ -167,7 +167,9 @@ def from_keras(
     both = (layer.forward_layer, layer.backward_layer)
     kinds = [type(one).__name__ for one in both]
     forward, backward = (one.get_config() for one in both)
-    own = [_compared(kind, options) for kind, options in zip(kinds, (forward, backward), strict=True)]
+    own = [
+        _compared(kind, options) for kind, options in zip(kinds, (forward, backward), strict=True)
+    ]
     if own[0] != own[1] or forward.get("go_backwards") or not backward.get("go_backwards"):
         raise NotImplementedError(
             "from_keras: forward_layer and backward_layer must be of one kind, with the same "
@@ -230,12 +232,11 @@ def _activation(layer: type[RNN] | type[LSTM] | type[GRU], options: Mapping[str,
     for own, functions in zip(spec.activations, offered, strict=True):
         if got == functions:
             return own
-    for k, name in enumerate(names):
-        allowed = sorted({functions[k] for functions in offered})
-        if got[k] not in allowed:
-            break
+    allowed = [sorted({functions[k] for functions in offered}) for k in range(len(names))]
+    k = next(k for k in range(len(names)) if got[k] not in allowed[k])
     raise NotImplementedError(
-        f"from_keras: {name} must be {' or '.join(allowed)} in a {spec.keras.name}, got {got[k]!r}"
+        f"from_keras: {names[k]} must be {' or '.join(allowed[k])} in a {spec.keras.name}, got "
+        f"{got[k]!r}"
     )
 
 

@@ -120,7 +120,7 @@ class OnnxNode(Loaded):
         x = x if lead is None else x.gather(0, lead.unsqueeze(2).expand_as(x))
         y, h_n = self._recurrence(x, lengths, hx, given)
         y = y if lead is None else y.gather(0, lead.unsqueeze(2).expand_as(y))
-        y = y.unflatten(2, (self.num_directions, self.hidden_size))
+        y = y.reshape(*y.shape[:2], self.num_directions, self.hidden_size)
         finals = h_n if isinstance(h_n, tuple) else (h_n,)
         Y = y.transpose(0, 1) if self.layout else y.transpose(1, 2)
         return (Y, *map(self._time_first, finals))
@@ -199,10 +199,8 @@ class OnnxNode(Loaded):
         ]
         return y.masked_fill(empty, 0), tuple(kept) if isinstance(h_n, tuple) else kept[0]
 
-    def _layer_on(
-        self, input: Any, hx: Any, given: Sequence[Tensor | None]
-    ) -> tuple[Any, Any]:
-        """Run the loaded layer, or the same maths on given weights, on time-major or packed data."""
+    def _layer_on(self, input: Any, hx: Any, given: Sequence[Tensor | None]) -> tuple[Any, Any]:
+        """Run the layer, loaded or with given weights, on time-major or packed data."""
         module = self.module
         if module is not None and all(weight is None for weight in given):
             if not (module.batch_first and isinstance(input, Tensor)):
@@ -222,9 +220,9 @@ class OnnxNode(Loaded):
         loaded = [] if self.module is None else self.module.all_weights
         flat = []
         for d, own in enumerate(fresh):
-            old = loaded[d] if loaded else []
+            old: list[Tensor | None] = [*(loaded[d] if loaded else []), None, None, None, None]
             for slot, name in enumerate("WRBB"):
-                weight = own[slot] if own[slot] is not None else (old[slot : slot + 1] or [None])[0]
+                weight = old[slot] if own[slot] is None else own[slot]
                 if weight is not None:
                     flat.append(weight)
                 elif name != "B":
@@ -254,9 +252,7 @@ def _to_torch(
     return weights
 
 
-def _check_shape(
-    owner: str, name: str, form: str, got: Tensor, expected: tuple[int, ...]
-) -> None:
+def _check_shape(owner: str, name: str, form: str, got: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(got.shape) != expected:
         raise _errors.shape(owner, name, form, expected, got)
 
@@ -276,8 +272,9 @@ def from_onnx_node(node: Any, initializers: Mapping[str, Any] | None = None) -> 
 
     ::
 
-        constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-        layers = [fastrnn.from_onnx_node(n, constants) for n in model.graph.node if n.op_type == "GRU"]
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        nodes = [node for node in model.graph.node if node.op_type == "LSTM"]
+        layers = [fastrnn.from_onnx_node(node, constants) for node in nodes]
 
     Args:
         node: an ``onnx.NodeProto``.
@@ -342,7 +339,9 @@ def _layer_of(node: Any) -> type[RNN] | type[LSTM] | type[GRU]:
 def _value(attribute: Any) -> Any:
     """Return what an AttributeProto holds."""
     if attribute.type not in _VALUES:
-        raise ValueError(f"from_onnx_node: attribute {attribute.name} must be plain numbers or text")
+        raise ValueError(
+            f"from_onnx_node: attribute {attribute.name} must be plain numbers or text"
+        )
     value = getattr(attribute, _VALUES[attribute.type])
     if isinstance(value, bytes):
         return value.decode()
@@ -412,6 +411,6 @@ def _activation(
         for own in spec.activations
     )
     raise NotImplementedError(
-        f"{spec.onnx.name}: attribute activations must be {offered}, got {list(names)}; fastrnn has "
-        "no other kernels"
+        f"{spec.onnx.name}: attribute activations must be {offered}, got {list(names)}; fastrnn "
+        "has no other kernels"
     )
