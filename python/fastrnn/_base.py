@@ -41,7 +41,7 @@ def run_layers(
         y, h_n and, of an LSTM, c_n.
     """
     if _onnx_export.active():
-        return _onnx_export.run_layers(stack, x, ragged, h0, c0, weights, batch_first, dropout)
+        return _onnx_export.run_layers(stack, x, h0, c0, weights, batch_first, dropout)
     layers = stack.batch_first if batch_first else stack.time_major
     count = len(layers)
     if count == 1:
@@ -147,6 +147,8 @@ def _run_packed(
     dropout: float,
     cache: _ops.PackedCache | None,
 ) -> tuple[PackedSequence, Any]:
+    if _onnx_export.active():
+        raise _onnx_export.packed(stack.owner)
     x, batch_sizes, order, back = input
     ragged = _checks.ragged(stack.owner, batch_sizes, x.shape[0])
     if x.dim() == 2 and x.shape[0] > ragged.N:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._problem import Layer, Ragged, Stack, Weights
+from ._problem import Layer, Stack, Weights
 
 if TYPE_CHECKING:
     from .cells._spec import Foreign
@@ -24,7 +24,6 @@ def active() -> bool:
 def run_layers(
     stack: Stack,
     x: Tensor,
-    ragged: Ragged | None,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Weights],
@@ -37,11 +36,6 @@ def run_layers(
         y, h_n and, of an LSTM, c_n.
     """
     layers = stack.time_major
-    if ragged is not None:
-        raise NotImplementedError(
-            f"{stack.owner}: input must be a padded tensor for ONNX export, got a PackedSequence; "
-            "its shapes depend on the data"
-        )
     x = x.transpose(0, 1) if batch_first else x
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None:
@@ -77,6 +71,13 @@ def run_step(
     finals = _node(layer, x[lead], states, weights)[1:]
     h, *c = [final.flatten(0, -2) if x.dim() == 2 else final.flatten() for final in finals]
     return (h, c[0]) if c else h
+
+
+def packed(owner: str) -> Exception:
+    """Return the error for a PackedSequence, whose shapes depend on the data."""
+    return NotImplementedError(
+        f"{owner}: input must be a padded tensor for ONNX export, got a PackedSequence"
+    )
 
 
 def _node(

@@ -204,7 +204,7 @@ def _loaded(
         got = options.get(name, needed)
         if got != bool(needed):
             raise NotImplementedError(
-                f"from_keras: {name} must be {bool(needed)} in a {kind}, got {got}"
+                f"from_keras: {name} must be {bool(needed)} in {kind}, got {got}"
                 + ("; put the layer in fastrnn.Stateful" if name == "stateful" else "")
             )
     activation = _activation(layer, options)
@@ -235,7 +235,7 @@ def _activation(layer: type[RNN] | type[LSTM] | type[GRU], options: Mapping[str,
     allowed = [sorted({functions[k] for functions in offered}) for k in range(len(names))]
     k = next(k for k in range(len(names)) if got[k] not in allowed[k])
     raise NotImplementedError(
-        f"from_keras: {names[k]} must be {' or '.join(allowed[k])} in a {spec.keras.name}, got "
+        f"from_keras: {names[k]} must be {' or '.join(allowed[k])} in {spec.keras.name}, got "
         f"{got[k]!r}"
     )
 
@@ -265,7 +265,7 @@ def _to_torch(
         if bias.dim() == 1:
             name = form.options[0][0]
             raise NotImplementedError(
-                f"from_keras: {name} must be True in a {form.name}, got the bias of a layer without"
+                f"from_keras: {name} must be True in {form.name}, got the bias of a layer without"
             )
         _check(form.name, "bias", bias, (2, rows))
         return [*matrices, form.to_torch(bias[0]), form.to_torch(bias[1])]
@@ -276,5 +276,5 @@ def _to_torch(
 def _check(owner: str, name: str, got: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(got.shape) != expected:
         raise ValueError(
-            f"from_keras: {name} of a {owner} must have shape {expected}, got {tuple(got.shape)}"
+            f"from_keras: {name} of {owner} must have shape {expected}, got {tuple(got.shape)}"
         )
