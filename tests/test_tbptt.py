@@ -12,9 +12,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import fastrnn
 
-KINDS = [
-    f"{package.__name__}.{name}" for package in (fastrnn, nn) for name in ("RNN", "LSTM", "GRU")
-]
+NAMES = ("RNN", "LSTM", "GRU")
+KINDS = [f"{package.__name__}.{name}" for package in (fastrnn, nn) for name in NAMES]
 T, B, I, H = 11, 4, 3, 5
 
 
@@ -40,7 +39,7 @@ def assert_close(actual: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 4, 11, 20])
+@pytest.mark.parametrize("size", [1, 4, 20])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_accumulated_gradient_is_that_of_the_mean_cut_at_the_borders(
     kind: str, size: int, batch_first: bool
@@ -107,12 +106,10 @@ def test_lengths(kind: str, given: bool) -> None:
     result = fastrnn.tbptt(module, x, y, mse_loss, chunk_size=size, hx=hx, lengths=lengths)
     assert_close(gradients(module), expected)
     assert_close(result.loss, loss.detach())
-    for state, own in zip(
-        flat(result.hx), zip(*(flat(f) for f in finals if f is not None)), strict=True
-    ):
-        alive = [b for b in range(B) if finals[b] is not None]
-        assert_close(state[:, alive], torch.stack(own, 1))
-        assert given or not state[:, 1].any()
+    for k, state in enumerate(flat(result.hx)):
+        for b, final in enumerate(finals):
+            own = torch.zeros(2, H).double() if final is None else flat(final)[k]
+            assert_close(state[:, b], own)
 
 
 def flat(hx: Any) -> tuple[Tensor, ...]:
@@ -202,8 +199,7 @@ def test_sum_and_scaler() -> None:
 def test_initial_state_input_and_no_batch() -> None:
     module, (x, y) = made("fastrnn.LSTM", batch_first=True), data()
     x, y = x[:, 0].clone().requires_grad_(), y[:, 0]
-    hx = tuple(torch.randn(2, 1, H, dtype=torch.float64).requires_grad_().unbind())
-    hx = tuple(h.detach().requires_grad_() for h in hx)
+    hx = tuple(torch.randn(1, H, dtype=torch.float64, requires_grad=True) for _ in range(2))
     result = fastrnn.tbptt(module, x, y, mse_loss, chunk_size=4, hx=hx)
     found = [x.grad, *(h.grad for h in hx)]
     first, state = module(x[:4], hx)
@@ -269,8 +265,9 @@ def test_stateful_cells(kind: str) -> None:
     first = stateful(x[0])
     assert_close(stateful(x[1]), cell(x[1], first))
     stateful.reset([1])
-    assert not flat(stateful.state)[0][1].any()
-    assert_close(stateful(x[2])[0].shape, flat(cell(x[2]))[0].shape if kind == "LSTMCell" else (H,))
+    for state, fresh in zip(flat(stateful(x[2])), flat(cell(x[2])), strict=True):
+        assert_close(state[1], fresh[1])
+        assert not torch.equal(state[0], fresh[0])
 
 
 @pytest.mark.parametrize(
