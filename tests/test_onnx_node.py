@@ -332,6 +332,12 @@ def test_mistakes() -> None:
         loaded.run_onnx(x[0])
     with pytest.raises(ValueError, match="sequence_lens must be from 0 to T = 5"):
         loaded.run_onnx(x, sequence_lens=[6, 1, 1, 1])
+    with pytest.raises(TypeError, match=r"sequence_lens must be integers, got torch\.float64"):
+        loaded.run_onnx(x, sequence_lens=[1.5, 1, 1, 1])
+    reverse, _ = make("GRU", "reverse")
+    packed = torch.nn.utils.rnn.pack_sequence([x[:, 0]])
+    with pytest.raises(TypeError, match="input of a reverse layer must be"):
+        fastrnn.from_onnx_node(reverse, weights)(packed)
     with pytest.raises(RuntimeError, match=r"sequence_lens must have shape \(B,\) = \(4,\)"):
         loaded.run_onnx(x, sequence_lens=[1, 1])
     with pytest.raises(RuntimeError, match=r"initial_h must have shape"):

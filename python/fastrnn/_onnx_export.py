@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _checks
 from ._problem import Layer, Stack, Weights
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def active() -> bool:
     """Tell whether torch.onnx.export is recording the call."""
     # The second question costs as much as a tenth of a small call; it implies the first one.
-    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+    return is_compiling() and torch.onnx.is_in_onnx_export()
 
 
 def run_layers(

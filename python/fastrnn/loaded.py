@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _errors
 from .cells.elman import RNN
 from .cells.gru import GRU
 from .cells.lstm import LSTM
@@ -44,12 +45,15 @@ class Loaded(torch.nn.Module):
 
         Raises:
             RuntimeError: if there are no weights; and what the layer raises.
+            TypeError: if the input of a reverse layer is a PackedSequence.
         """
         if self.module is None:
             raise RuntimeError(f"{type(self).__name__}: no weights were loaded")
         if not self.reverse:
             output, h_n = self.module(input, hx)
             return output, h_n
+        if not isinstance(input, Tensor):
+            raise _errors.not_a_tensor(type(self).__name__, "input of a reverse layer", input)
         steps = 1 if self.module.batch_first and input.dim() == 3 else 0
         output, h_n = self.module(input.flip(steps), hx)
         return output.flip(steps), h_n

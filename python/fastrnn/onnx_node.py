@@ -149,6 +149,8 @@ class OnnxNode(Loaded):
         if lengths is None:
             return None
         _check_shape(self.op_type, "sequence_lens", "(B,)", lengths, (size,))
+        if lengths.is_floating_point():
+            raise TypeError(f"{self.op_type}: sequence_lens must be integers, got {lengths.dtype}")
         lengths = lengths.to("cpu", torch.int64)
         if bool(((lengths < 0) | (lengths > T)).any()):
             raise ValueError(
