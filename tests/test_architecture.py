@@ -42,11 +42,14 @@ IMPORT_ORDER = (
         "_ops",
         "_autograd",
         "_variable_length",
+        "_onnx_export",
         "streaming",
         "_base",
     ]
     + [f"cells.{name}" for name in CELLS]
-    + ["cells", "functional", "quantize", "__init__", "__main__"]
+    + ["cells", "functional", "quantize"]
+    + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
+    + ["__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")

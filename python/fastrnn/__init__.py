@@ -22,9 +22,16 @@ from .cells.gru import GRU as GRU
 from .cells.gru import GRUCell as GRUCell
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
+from .keras_layer import KerasLayer as KerasLayer
+from .keras_layer import from_keras as from_keras
+from .onnx_node import OnnxNode as OnnxNode
+from .onnx_node import from_onnx_node as from_onnx_node
 from .quantize import Quantized as Quantized
 from .quantize import quantize_dynamic as quantize_dynamic
+from .stateful import Stateful as Stateful
 from .streaming import Stream as Stream
+from .truncated import Truncated as Truncated
+from .truncated import tbptt as tbptt
 
 try:
     __version__ = _metadata.version("fastrnn")
@@ -36,12 +43,19 @@ __all__ = [
     "LSTM",
     "RNN",
     "GRUCell",
+    "KerasLayer",
     "LSTMCell",
+    "OnnxNode",
     "Quantized",
     "RNNCell",
+    "Stateful",
     "Stream",
+    "Truncated",
     "available_isas",
+    "from_keras",
+    "from_onnx_node",
     "functional",
     "isa",
     "quantize_dynamic",
+    "tbptt",
 ]

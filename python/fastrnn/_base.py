@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks, _errors, _ops, _variable_length
+from . import _checks, _errors, _onnx_export, _ops, _variable_length
 from ._autograd import needs_grad, recurrence, watched
 from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
 from ._variable_length import Lengths
@@ -41,6 +41,8 @@ def run_layers(
     Returns:
         y, h_n and, of an LSTM, c_n.
     """
+    if _onnx_export.active():
+        return _onnx_export.run_layers(stack, x, h0, c0, weights, batch_first, dropout)
     layers = stack.batch_first if batch_first else stack.time_major
     count = len(layers)
     if count == 1:
@@ -154,6 +156,8 @@ def _run_packed(
     dropout: float,
     cache: _ops.PackedCache | None,
 ) -> tuple[PackedSequence, Any]:
+    if _onnx_export.active():
+        raise _onnx_export.packed(stack.owner)
     x, batch_sizes, order, back = input
     ragged = _checks.ragged(stack.owner, batch_sizes, x.shape[0])
     if x.dim() == 2 and x.shape[0] > ragged.N:
@@ -226,6 +230,8 @@ def run_step(
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None and state.dim() != rank:
             raise _errors.step_state_rank(layer.owner, name, rank, state)
+    if _onnx_export.active():
+        return _onnx_export.run_step(layer, input, h0, c0, weights)
     if rank == 2:
         h, _, c = recurrence(layer, input, None, h0, c0, weights, cache)
         return h if c is None else (h, c)
