@@ -28,6 +28,8 @@ class CellSpec:
         maths: ``maths(wx, rh, states, activation)``, the pointwise part of a step. ``wx`` is the
             input part and ``rh`` the recurrent part of the gates, each of shape :math:`(B, G H)`
             with its own bias added; the result is the new states, not yet projected.
+        carries: whether a new state is a sum with the old one, beside all products; under
+            ``torch.autocast`` it then keeps the precision of the initial state.
     """
 
     name: str
@@ -37,6 +39,7 @@ class CellSpec:
     modes: tuple[str, ...]
     supports_projection: bool
     maths: Maths
+    carries: bool = True
 
     def step(
         self,

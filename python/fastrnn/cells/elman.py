@@ -25,6 +25,7 @@ SPEC = CellSpec(
     modes=("RNN_TANH", "RNN_RELU"),
     supports_projection=False,
     maths=_maths,
+    carries=False,
 )
 
 
