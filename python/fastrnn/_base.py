@@ -187,9 +187,10 @@ def run_step(
         h, or (h, c) if the cell has two states.
     """
     if _autocast.applies(input):
-        return _autocast.step(
+        low: Hidden = _autocast.step(
             lambda x, hx, own: run_step(layer, x, hx, own, cache), layer, input, hx, weights
         )
+        return low
     h0, c0 = _split(layer.owner, layer.spec, hx, step=True)
     if not isinstance(input, Tensor):
         raise _errors.not_a_tensor(layer.owner, "input", input)
