@@ -1,9 +1,9 @@
 """Train an LSTM on several processes: DistributedDataParallel or FSDP2, with restarts.
 
-    python examples/distributed.py                                         # one process
-    torchrun --standalone --nproc-per-node 2 examples/distributed.py       # DistributedDataParallel
-    torchrun --standalone --nproc-per-node 2 examples/distributed.py --fsdp
-    torchrun --standalone --nproc-per-node 2 --max-restarts 1 examples/distributed.py --fail-at 80
+    python examples/distributed.py                                      # one process
+    torchrun --nproc-per-node 2 examples/distributed.py                 # DistributedDataParallel
+    torchrun --nproc-per-node 2 examples/distributed.py --fsdp          # sharded parameters
+    torchrun --nproc-per-node 2 --max-restarts 1 examples/distributed.py --fail-at 80
 
 The task is the adding problem: a sequence has two marked numbers, their sum is asked for. A step's
 batch follows from its number alone and every process takes its share, so all of these train alike:
@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastrnn
 
+ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -98,9 +99,8 @@ def train(arguments: argparse.Namespace) -> None:
     model = parallel(Adder(arguments.hidden), arguments.fsdp)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     first = load(arguments.checkpoint, model, optimizer)
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     for step in range(first, arguments.steps):
-        if step == arguments.fail_at and attempt == 0 and rank == world - 1:
+        if step == arguments.fail_at and ATTEMPT == 0 and rank == world - 1:
             raise RuntimeError(f"failing at step {step}, as asked")
         x, target = batch(step, arguments.batch, arguments.length)
         own = slice(rank * len(x) // world, (rank + 1) * len(x) // world)
@@ -118,6 +118,17 @@ def train(arguments: argparse.Namespace) -> None:
             save(arguments.checkpoint, step + 1, model, optimizer)
 
 
+def start() -> None:
+    """Join the other processes that torchrun has started.
+
+    ``init_process_group("gloo")`` would do, but for a restart: torchrun keeps the store, and a
+    process could find the address of one that is gone. So every attempt has keys of its own.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    keys = dist.PrefixStore(f"attempt {ATTEMPT}", store)
+    dist.init_process_group("gloo", store=keys, rank=rank, world_size=world)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train an LSTM on several processes.")
     parser.add_argument("--fsdp", action="store_true", help="shard the parameters (FSDP2)")
@@ -132,7 +143,7 @@ def main() -> None:
     if not dist.is_torchelastic_launched():
         train(arguments)
         return
-    dist.init_process_group("gloo")
+    start()
     train(arguments)
     dist.barrier()
     gc.collect()  # the model holds on to the process group, which must not outlive this

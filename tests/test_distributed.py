@@ -15,7 +15,7 @@ import fastrnn
 from _support import ROOT
 
 EXAMPLE = ROOT / "examples" / "distributed.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 STEPS = 14
 
 pytestmark = pytest.mark.skipif(
@@ -72,9 +72,7 @@ def test_two_processes_with_a_failure(
     assert [loss for _, loss in first[:5] + second] == pytest.approx(alone[0], rel=1e-5)
 
 
-def test_checkpoint_of_two_is_good_for_one(
-    alone: tuple[list[float], Path], tmp_path: Path
-) -> None:
+def test_checkpoint_of_two_is_good_for_one(alone: tuple[list[float], Path], tmp_path: Path) -> None:
     """What sharded training saved, a single process goes on from, and the other way round."""
     run(tmp_path, "--fsdp", "--steps", "10", processes=2)
     steps, losses = zip(*run(tmp_path), strict=True)
