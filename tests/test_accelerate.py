@@ -143,9 +143,9 @@ def test_exception_in_the_block() -> None:
 def test_errors_of_the_call_are_raised() -> None:
     """A wrong argument is an error as ever; it does not go to torch unseen."""
     with fastrnn.accelerate() as report:
-        with pytest.raises(RuntimeError, match="input.size"):
+        with pytest.raises(RuntimeError, match=r"input\.size"):
             nn.GRU(3, 4)(torch.zeros(2, 1, 5))
-        with pytest.raises(RuntimeError, match="hidden size|h0"):
+        with pytest.raises(RuntimeError, match="hidden size"):
             nn.GRU(3, 4)(torch.zeros(2, 1, 3), torch.zeros(1, 1, 9))
     assert not report.fallbacks
 
@@ -182,7 +182,7 @@ def test_switch() -> None:
     thread.join()
     assert report.accelerated == {"gru": 2}
     second = fastrnn.accelerate.enable(strict=True)
-    with pytest.raises(NotImplementedError, match="float8|complex"):
+    with pytest.raises(NotImplementedError, match="complex64"):
         nn.GRU(3, 4, dtype=torch.complex64)(torch.zeros(2, 1, 3, dtype=torch.complex64))
     gru()
     assert (report.accelerated.total(), second.accelerated.total()) == (2, 1)
