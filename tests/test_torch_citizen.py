@@ -89,11 +89,13 @@ def old_weight_norm(module: Any) -> None:
         nn.utils.weight_norm(module, weight_of(module))
 
 
+# torch.nn reads a weight several times a call, and each time the new spectral_norm does some steps
+# of its power iteration; only with many of them are the results comparable.
 WRAPPERS = {
     "weight_norm, old": old_weight_norm,
     "spectral_norm, old": lambda m: nn.utils.spectral_norm(m, weight_of(m)),
     "weight_norm": lambda m: parametrizations.weight_norm(m, weight_of(m)),
-    "spectral_norm": lambda m: parametrizations.spectral_norm(m, weight_of(m)),
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m, weight_of(m), 99),
     "orthogonal": lambda m: parametrizations.orthogonal(m, weight_of(m)),
 }
 
