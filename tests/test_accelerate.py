@@ -107,11 +107,13 @@ def test_dropout_draws_torchs_numbers(kind: str, packed: bool) -> None:
         output = module(input)[0]
         return (output.data if packed else output), torch.rand(1)
 
-    expected, after = call()
-    with fastrnn.accelerate(strict=True):
-        actual, drawn = call()
-    torch.testing.assert_close(actual, expected)
-    assert torch.equal(drawn, after)
+    for training in (True, False):
+        module.train(training)
+        expected, after = call()
+        with fastrnn.accelerate(strict=True):
+            actual, drawn = call()
+        torch.testing.assert_close(actual, expected)
+        assert torch.equal(drawn, after)
 
 
 def test_packed_weights_are_kept_and_never_stale() -> None:
@@ -365,6 +367,29 @@ def test_fallback(name: str) -> None:
     assert not report.accelerated or name == "trace"  # which calls the module plainly as well
     with fastrnn.accelerate(strict=True), pytest.raises(NotImplementedError, match=reason):
         call()
+
+
+def test_several_dtypes_go_to_torch() -> None:
+    with fastrnn.accelerate() as report, pytest.raises(RuntimeError):
+        nn.GRU(3, 4)(torch.zeros(2, 1, 3), torch.zeros(1, 1, 4, dtype=torch.float64))
+    assert report.fallbacks == {("gru", "tensors of several dtypes"): 1}
+
+
+def test_what_fastrnn_refuses_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NotImplementedError is how fastrnn says that it has no kernels; other errors are errors."""
+    from fastrnn import acceleration
+
+    def refuse(*args: Any) -> Any:
+        raise error("refused")
+
+    monkeypatch.setattr(acceleration, "run", refuse)
+    error: type[Exception] = NotImplementedError
+    with fastrnn.accelerate() as report:
+        gru()
+    assert report.fallbacks == {("gru", "refused"): 1}
+    error = MemoryError
+    with fastrnn.accelerate(), pytest.raises(MemoryError):
+        gru()
 
 
 def test_subclassed_tensors_go_to_torch() -> None:

@@ -352,30 +352,37 @@ def _obstacle(args: Sequence[Any]) -> str | None:
     """Return why fastrnn cannot take the tensors of a call, ``None`` if it can."""
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    dtypes = set()
-    for tensor in _tensors(args):
-        if type(tensor) not in _checks.PLAIN:
-            return f"a tensor of type {type(tensor).__name__}"
-        if not tensor.is_cpu:
-            return f"a tensor on {tensor.device.type}"
-        if tensor.layout is not torch.strided:
-            return f"a tensor of layout {tensor.layout}"
-        if tensor.dtype is torch.int64:  # batch sizes
-            continue
-        if tensor.dtype not in _checks.DTYPES:
-            return f"a tensor of {tensor.dtype}"
-        dtypes.add(tensor.dtype)
-    if len(dtypes) > 1 and not torch.is_autocast_enabled("cpu"):
+    dtype = args[0].dtype
+    mixed = False
+    for arg in args:
+        for tensor in arg if isinstance(arg, list | tuple) else (arg,):
+            if type(tensor) in _checks.PLAIN and tensor.is_cpu:
+                if tensor.dtype is dtype and tensor.layout is torch.strided:
+                    continue
+            elif not isinstance(tensor, Tensor):
+                continue
+            reason = _obstacle_of(tensor)
+            if reason is not None:
+                return reason
+            mixed = mixed or tensor.is_floating_point()
+    if dtype not in _checks.DTYPES:
+        return f"a tensor of {dtype}"
+    if mixed and not torch.is_autocast_enabled("cpu"):
         return "tensors of several dtypes"
     return None
 
 
-def _tensors(args: Sequence[Any]) -> Any:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, list | tuple):
-            yield from _tensors(arg)
+def _obstacle_of(tensor: Tensor) -> str | None:
+    """Return why fastrnn cannot take a tensor, given that it is not like the first one."""
+    if type(tensor) not in _checks.PLAIN:
+        return f"a tensor of type {type(tensor).__name__}"
+    if not tensor.is_cpu:
+        return f"a tensor on {tensor.device.type}"
+    if tensor.layout is not torch.strided:
+        return f"a tensor of layout {tensor.layout}"
+    if tensor.dtype not in _checks.DTYPES and tensor.dtype is not torch.int64:  # batch sizes
+        return f"a tensor of {tensor.dtype}"
+    return None
 
 
 _caches: Any = WeakTensorKeyDictionary()
