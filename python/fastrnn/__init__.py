@@ -12,16 +12,20 @@ if _torch.__version__ < "2.4":
         "upgrade it with `pip install 'torch>=2.4'`"
     )
 
+from . import compat as compat
 from . import functional as functional
 from ._ops import available_isas as available_isas
 from ._ops import isa as isa
 from ._ops import version as _core_version
+from .acceleration import accelerate as accelerate
 from .cells.elman import RNN as RNN
 from .cells.elman import RNNCell as RNNCell
 from .cells.gru import GRU as GRU
 from .cells.gru import GRUCell as GRUCell
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
+from .conversion import convert as convert
+from .conversion import to_torch as to_torch
 from .keras_layer import KerasLayer as KerasLayer
 from .keras_layer import from_keras as from_keras
 from .onnx_node import OnnxNode as OnnxNode
@@ -51,11 +55,15 @@ __all__ = [
     "Stateful",
     "Stream",
     "Truncated",
+    "accelerate",
     "available_isas",
+    "compat",
+    "convert",
     "from_keras",
     "from_onnx_node",
     "functional",
     "isa",
     "quantize_dynamic",
     "tbptt",
+    "to_torch",
 ]

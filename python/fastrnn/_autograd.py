@@ -123,18 +123,14 @@ class RecurrenceBackward(Function):
         # Detached, y does not refer to the node that will hold this one: no cycle, no leak.
         ctx.save_for_backward(dy, dh_n, dc_n, y.detach(), reserve, dgates, *inputs)
         gradients = (dy, dh_n, dc_n)
-        return _ops.backward(
-            layer, ragged, wanted, gradients, (y, reserve), *inputs, dgates=dgates
-        )
+        return _ops.backward(layer, ragged, wanted, gradients, (y, reserve), *inputs, dgates=dgates)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> Any:
         """Differentiate the gradients."""
         dy, dh_n, dc_n, y, reserve, dgates, *inputs = ctx.saved_tensors
         layer, ragged, gradients = ctx.layer, ctx.ragged, (dy, dh_n, dc_n)
-        asked = [
-            v if want else None for v, want in zip(incoming, ctx.wanted, strict=True)
-        ]
+        asked = [v if want else None for v, want in zip(incoming, ctx.wanted, strict=True)]
         if all(v is None for v in asked):
             return (None,) * (8 + len(inputs))
         if (
@@ -147,8 +143,7 @@ class RecurrenceBackward(Function):
             outputs = (y, reserve)
             results = double_backward(layer, ragged, gradients, outputs, inputs, asked, dgates)
         ddy, ddh_n, ddc_n, *rest = (
-            None if t is None else r
-            for t, r in zip((*gradients, *inputs), results, strict=True)
+            None if t is None else r for t, r in zip((*gradients, *inputs), results, strict=True)
         )
         return (None, None, None, ddy, ddh_n, ddc_n, None, None, *rest)
 

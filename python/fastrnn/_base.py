@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks, _errors, _onnx_export, _ops, _variable_length
+from . import _autocast, _checks, _errors, _onnx_export, _ops, _variable_length
 from ._autograd import needs_grad, recurrence, watched
 from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
 from ._variable_length import Lengths
@@ -115,6 +115,16 @@ def run(
     Returns:
         The output, of the kind of the input, and h_n or (h_n, c_n).
     """
+    if _autocast.applies(input):
+        return _autocast.sequences(
+            lambda x, hx, weights: run(
+                stack, x, hx, weights, batch_first, dropout, cache, lengths, reset_mask
+            ),
+            stack.time_major[0],
+            input,
+            hx,
+            weights,
+        )
     h0, c0 = _split(stack.owner, stack.spec, hx, step=False)
     if isinstance(input, PackedSequence):
         for name, given in (("lengths", lengths), ("reset_mask", reset_mask)):
@@ -221,6 +231,11 @@ def run_step(
     Returns:
         h, or (h, c) if the cell has two states.
     """
+    if _autocast.applies(input):
+        low: Hidden = _autocast.step(
+            lambda x, hx, own: run_step(layer, x, hx, own, cache), layer, input, hx, weights
+        )
+        return low
     h0, c0 = _split(layer.owner, layer.spec, hx, step=True)
     if not isinstance(input, Tensor):
         raise _errors.not_a_tensor(layer.owner, "input", input)
@@ -258,7 +273,8 @@ class RNNBase(torch.nn.RNNBase):
     def __init__(
         self, mode: str, *args: Any, checkpoint_every: int | str | None, **kw: Any
     ) -> None:
-        super().__init__(mode, *args, **kw)
+        # Not super(): of fastrnn.compat's classes that would be torch.nn.LSTM and its like.
+        torch.nn.RNNBase.__init__(self, mode, *args, **kw)
         self.checkpoint_every = checkpoint_every
 
     def forward(
@@ -382,6 +398,9 @@ class RNNCellBase(torch.nn.RNNCellBase):
 
     _spec: ClassVar[CellSpec]
     _owner: ClassVar[str]
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        torch.nn.RNNCellBase.__init__(self, *args, **kw)  # not super(), as in RNNBase
 
     def forward(self, input: Tensor, hx: Hidden | None = None) -> Any:
         """Do one time step.

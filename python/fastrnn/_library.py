@@ -123,7 +123,11 @@ def _double_backward(
     x: Tensor,
     *inputs: Tensor | None,
 ) -> Tensors:
-    layer, ragged, gradients = layer_of(key), _ragged(x, (offsets, rows, batch, padded_steps, padded_batch)), (dy, dh_n, dc_n)
+    layer, ragged, gradients = (
+        layer_of(key),
+        _ragged(x, (offsets, rows, batch, padded_steps, padded_batch)),
+        (dy, dh_n, dc_n),
+    )
     own = (x, *inputs)[: NUMBERS + len(layer.shapes)]
     given = iter(incoming)
     directions = [next(given) if ask else None for ask in asked[: len(own)]]

@@ -15,8 +15,8 @@ plain torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,7 +178,9 @@ def _replayed(
 ) -> Tensor:
     """Return the second state before each step, when forward did not keep it."""
     state = initial[1].clone()
-    before = torch.empty_like(h) if h.shape[1] == state.shape[1] else h.new_empty(len(h), state.shape[1])
+    before = (
+        torch.empty_like(h) if h.shape[1] == state.shape[1] else h.new_empty(len(h), state.shape[1])
+    )
     for begin, end in spans:
         old = before[begin:end] = state[: end - begin]
         own = (wx[begin:end], rh[begin:end], (h[begin:end], old))
@@ -368,9 +370,7 @@ def _adjoints(
         for kept, d in zip(further, ds, strict=True):
             kept.append(d)
         chain.write(new)
-    dout, dresult, *dstates = (
-        _in_order(own, part[::-1]) for part in (before, results, *further)
-    )
+    dout, dresult, *dstates = (_in_order(own, part[::-1]) for part in (before, results, *further))
     if gates is not None:
         return _Adjoints(*gates, dout, dresult, dstates, chain.states)
     drh = _in_order(own, found[::-1])

@@ -64,7 +64,9 @@ def gradients_of_gradients(
             x, h0, c0, *weights = values.values()
             assert x is not None
             outputs = _reference.run(layer, x, ragged, h0, c0, weights)
-            return tuple(o for o, d in zip(outputs, dys, strict=True) if d is not None and o is not None)
+            return tuple(
+                o for o, d in zip(outputs, dys, strict=True) if d is not None and o is not None
+            )
 
         _, pull = torch.func.vjp(forward, *(given[count + i] for i in targets))
         results: tuple[Tensor, ...] = pull(tuple(d for d in dys if d is not None))

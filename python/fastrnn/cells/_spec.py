@@ -68,6 +68,8 @@ class CellSpec:
             with its own bias added; the result is the new states, not yet projected.
         onnx: the operator of ONNX that does the same; ``None`` if there is none.
         keras: the layer of Keras that does the same; ``None`` if there is none.
+        carries: whether a new state is a sum with the old one, beside all products; under
+            ``torch.autocast`` it then keeps the precision of the initial state.
     """
 
     name: str
@@ -79,6 +81,7 @@ class CellSpec:
     maths: Maths
     onnx: Foreign | None = None
     keras: Foreign | None = None
+    carries: bool = True
 
     def step(
         self,

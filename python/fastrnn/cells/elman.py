@@ -27,6 +27,7 @@ SPEC = CellSpec(
     maths=_maths,
     onnx=Foreign("RNN", (0,), ("",)),
     keras=Foreign("SimpleRNN", (0,), ("",)),
+    carries=False,
 )
 
 
