@@ -52,13 +52,16 @@ class Recurrence(Function):
         wanted = _wanted(ctx, inputs)
         if all(gradient is None for gradient in gradients):
             return (*_no_inputs, *(None for _ in wanted))
+        arguments = (ctx.layer, ctx.ragged, wanted, gradients, (y, reserve), *inputs)
+        results: tuple[Tensor | None, ...]
         if torch._C._len_torch_dispatch_stack() or any(map(_batched, gradients)):
-            backward = _library.backward
+            results = _library.backward(*arguments)
         elif torch.is_grad_enabled():
-            backward = _differentiable_backward
+            results = RecurrenceBackward.apply(  # type: ignore[no-untyped-call]
+                ctx.layer, ctx.ragged, wanted, *gradients, y, reserve, *inputs
+            )
         else:
-            backward = _ops.backward
-        results = backward(ctx.layer, ctx.ragged, wanted, gradients, (y, reserve), *inputs)
+            results = _ops.backward(*arguments)
         return (*_no_inputs, *results)
 
 
@@ -84,20 +87,6 @@ def _will_execute(node: Any) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # so it says of a leaf whose gradient is to be returned
         return True
-
-
-def _differentiable_backward(
-    layer: Layer,
-    ragged: Ragged | None,
-    wanted: Sequence[bool],
-    gradients: Sequence[Tensor | None],
-    outputs: tuple[Tensor, Tensor | None],
-    *inputs: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    results: tuple[Tensor | None, ...] = RecurrenceBackward.apply(  # type: ignore[no-untyped-call]
-        layer, ragged, wanted, *gradients, *outputs, *inputs
-    )
-    return results
 
 
 class RecurrenceBackward(Function):

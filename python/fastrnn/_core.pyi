@@ -46,7 +46,7 @@ def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
 
-class CellInfo(TypedDict):
+class _CellInfo(TypedDict):
     """Counts of a cell (csrc/include/fastrnn/fastrnn.h)."""
 
     gates: int
@@ -57,7 +57,7 @@ class CellInfo(TypedDict):
     of_input: list[int]
     of_recurrent: list[int]
 
-def cell_info(name: str) -> CellInfo: ...
+def cell_info(name: str) -> _CellInfo: ...
 def forward(
     problem: Problem,
     x: int,

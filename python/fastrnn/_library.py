@@ -100,9 +100,9 @@ def _backward(
 ) -> Tensors:
     layer, ragged = layer_of(key), _ragged(x, (offsets, rows, batch, padded_steps, padded_batch))
     count = NUMBERS + len(layer.shapes)
-    own = (x, *inputs)[:count]
+    own = inputs[: count - 1]
     outputs = (y, _kept(reserve))
-    results = _ops.backward(layer, ragged, wanted[:count], (dy, dh_n, dc_n), outputs, *own)
+    results = _ops.backward(layer, ragged, wanted[:count], (dy, dh_n, dc_n), outputs, x, *own)
     return _filled(x, results, NUMBERS + WEIGHTS)
 
 

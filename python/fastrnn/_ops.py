@@ -152,7 +152,7 @@ def _saved(layer: Layer) -> int:
 
 
 @functools.cache
-def cell_info(name: str) -> _core.CellInfo:
+def cell_info(name: str) -> _core._CellInfo:
     """Return the engine's counts of a cell."""
     return _core.cell_info(name)
 

@@ -241,7 +241,7 @@ def make_layer(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def stack_of(owner: str, cell: str, *options: object) -> Stack:
-    """Return ``make_stack`` with the cell's name for its spec: of constants alone, for a compiler."""
+    """Return ``make_stack`` of a cell's name: of constants alone, as compilers want it."""
     from .cells import CELLS
 
     return make_stack(owner, CELLS[cell], *options)
@@ -249,7 +249,7 @@ def stack_of(owner: str, cell: str, *options: object) -> Stack:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def step_of(owner: str, cell: str, *options: object) -> Layer:
-    """Return ``make_step`` with the cell's name for its spec: of constants alone, for a compiler."""
+    """Return ``make_step`` of a cell's name: of constants alone, as compilers want it."""
     from .cells import CELLS
 
     return make_step(owner, CELLS[cell], *options)

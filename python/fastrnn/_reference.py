@@ -67,7 +67,7 @@ def time_major(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[Tensor, 
         if ragged.rows is not None:
             x = (x.transpose(0, 1) if layer.x_batch_first else x).flatten(0, 1)
             x = x.index_select(0, ragged.rows)
-        return x, [b - a for a, b in zip(offsets, offsets[1:], strict=False)], ragged.B
+        return x, [b - a for a, b in itertools.pairwise(offsets)], ragged.B
     if layer.step:
         return x, [x.shape[0]], x.shape[0]
     if layer.x_batch_first:
@@ -155,7 +155,7 @@ def _run_direction(
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_ih is not None
     assert w_hh is not None
-    wx = linear(x, w_ih, b_ih).split(list(counts))
+    wx = torch.split(linear(x, w_ih, b_ih), list(counts))
     batch = initial[0].shape[0]
     # Of the reverse direction, sequences join as time runs back; of the other, they end.
     alive = counts[-1] if reverse else batch

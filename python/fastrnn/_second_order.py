@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class _Direction:
 def double_backward(
     layer: Layer,
     ragged: Ragged | None,
-    gradients: Sequence[Tensor | None],
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
     outputs: tuple[Tensor, Tensor | None],
     inputs: Sequence[Tensor | None],
     directions: Sequence[Tensor | None],
@@ -76,29 +77,29 @@ def double_backward(
     Returns:
         The gradients with respect to dy, dh_n, dc_n, and x, h0, c0 and the weights.
     """
-    x = inputs[0]
-    assert x is not None
-    storage, values = x.dtype, value_dtype(x.dtype)
+    given, *others = inputs
+    assert given is not None
+    storage, values = given.dtype, value_dtype(given.dtype)
 
     def widened(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         return [None if t is None else t.to(values) for t in tensors]
 
-    (x, h0, c0, *weights), gradients = widened(inputs), widened(gradients)
+    x, h0, c0, *weights = widened(inputs)
+    dy, *dfinal = widened(gradients)
     vx, vh0, vc0, *vweights = widened(directions)
     assert x is not None
     if dgates is None:
-        dgates = new_dgates(layer, x, ragged)
+        dgates = new_dgates(layer, given, ragged)
         nothing = [False] * len(inputs)
-        _ops.backward(layer, ragged, nothing, gradients, outputs, *inputs, dgates=dgates)
+        _ops.backward(layer, ragged, nothing, gradients, outputs, given, *others, dgates=dgates)
     y, reserve = outputs[0].to(values), outputs[1]
     if layer.checkpoint_every:
         reserve = None  # it does not hold every step
     info = _ops.cell_info(layer.spec.name)
     rows, counts, batch = _reference.time_major(layer, x, ragged)
     vrows = None if vx is None else _reference.time_major(layer, vx, ragged)[0]
-    y_rows, dy_rows = (
-        None if t is None else _reference.output_rows(layer, t, ragged) for t in (y, gradients[0])
-    )
+    y_rows = _reference.output_rows(layer, y, ragged)
+    dy_rows = None if dy is None else _reference.output_rows(layer, dy, ragged)
     parts = []
     for d in range(layer.directions):
         own = _linearize(
@@ -111,13 +112,13 @@ def double_backward(
             None if reserve is None else reserve[d],
             info["state_slots"],
         )
-        gates = (dgates[d][:, info[of]].flatten(1) for of in ("of_input", "of_recurrent"))
+        gates = [dgates[d][:, of].flatten(1) for of in (info["of_input"], info["of_recurrent"])]
         parts.append(
             _differentiate(
                 own,
-                tuple(gates),
+                (gates[0], gates[1]),
                 None if dy_rows is None else _reference.columns(layer, dy_rows, d),
-                _reference.initial_states(layer, x, gradients[1:], batch, d),
+                _reference.initial_states(layer, x, dfinal, batch, d),
                 vrows,
                 _reference.initial_states(layer, x, (vh0, vc0), batch, d),
                 _reference.own_weights(layer, vweights, d),
@@ -161,7 +162,7 @@ def _linearize(
     leaves = [t.detach().requires_grad_() for t in (wx, rh, *previous)]
     with torch.enable_grad():
         after = spec.maths(leaves[0], leaves[1], leaves[2:], layer.activation)
-        jacobian = [
+        jacobian: list[list[Tensor | None]] = [
             list(torch.autograd.grad(state.sum(), leaves, retain_graph=True, allow_unused=True))
             for state in after
         ]
@@ -395,7 +396,7 @@ def _sources(own: _Direction, first: _Adjoints, tangents: list[Tensor | None]) -
         change = _sum(
             (slope * tangent).sum()
             for slope, tangent in zip(slopes, tangents, strict=True)
-            if slope is not None and tangent is not None and slope.requires_grad
+            if tangent is not None and slope is not None and slope.requires_grad  # type: ignore[redundant-expr]
         )
     if change is None:
         return tuple(None for _ in own.leaves)
@@ -412,7 +413,7 @@ def _differentiate(
     vweights: Weights,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor], Gradients]:
     """Return the gradients of dy, of the final states' gradients, x, initial states, weights."""
-    w_ih, w_hh, b_ih, b_hh, w_hr = own.weights
+    w_ih, _, b_ih, _, w_hr = own.weights
     v_ih, v_hh, _, _, v_hr = vweights
     assert w_ih is not None
     none: list[Tensor | None] = [None] * len(own.leaves)
@@ -442,10 +443,10 @@ def _differentiate(
     return vy, vfinal, gx, second.initial, (g_ih, g_hh, *biases, g_hr)
 
 
-def _joined(layer: Layer, x: Tensor, ragged: Ragged | None, parts: list[object]) -> Gradients:
+def _joined(layer: Layer, x: Tensor, ragged: Ragged | None, parts: Sequence[Any]) -> Gradients:
     """Put the directions together, in the layout of the caller."""
-    vy, vfinal, gx, ginitial, gweights = zip(*parts, strict=True)  # type: ignore[call-overload]
-    vy = torch.cat(vy, dim=-1)
+    vys, vfinal, gx, ginitial, gweights = zip(*parts, strict=True)
+    vy = torch.cat(vys, dim=-1)
     y = _reference.caller_layout(layer, vy, x, ragged, layer.y_batch_first)
     dx = _sum(gx)
     assert dx is not None

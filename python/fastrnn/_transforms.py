@@ -68,11 +68,11 @@ def gradients_of_gradients(
                 o for o, d in zip(outputs, dys, strict=True) if d is not None and o is not None
             )
 
-        _, pull = torch.func.vjp(forward, *(given[count + i] for i in targets))
+        pull = torch.func.vjp(forward, *(given[count + i] for i in targets))[1]
         results: tuple[Tensor, ...] = pull(tuple(d for d in dys if d is not None))
         return results
 
-    _, pull = torch.func.vjp(backward, *(t for t in sources if t is not None))
+    pull = torch.func.vjp(backward, *(t for t in sources if t is not None))[1]
     pulled = pull(tuple(v for i, v in enumerate(incoming) if i in used))
     results: list[Tensor | None] = [None] * len(sources)
     for i, gradient in zip(at, pulled, strict=True):
@@ -271,7 +271,7 @@ def _widened(tensor: Tensor | None, dim: int | None, size: int, axis: int) -> Te
 
 def _narrowed(tensor: Tensor | None, size: int, axis: int) -> Tensor | None:
     """Return a tensor whose mapped dimension comes just after the batch."""
-    return None if tensor is None else tensor.unflatten(axis, (-1, size))
+    return None if tensor is None else torch.unflatten(tensor, axis, (-1, size))
 
 
 def _widened_ragged(ragged: Ragged | None, size: int) -> Ragged | None:
@@ -343,9 +343,9 @@ def _sample_gradients(
 
 
 def _outer(left: Tensor, right: Tensor | None, size: int) -> Tensor:
-    """Return the sums over rows of left x right (or of left) of each sample; row i is sample i % size."""
-    left = left.unflatten(0, (-1, size)).transpose(0, 1)
+    """Sum left x right, or left, over the rows of each sample; row i is of sample i % size."""
+    left = torch.unflatten(left, 0, (-1, size)).transpose(0, 1)
     if right is None:
         return left.sum(1)
-    right = right.to(left.dtype).unflatten(0, (-1, size)).transpose(0, 1)
+    right = torch.unflatten(right.to(left.dtype), 0, (-1, size)).transpose(0, 1)
     return left.transpose(1, 2) @ right
