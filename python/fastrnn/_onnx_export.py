@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 def active() -> bool:
     """Tell whether torch.onnx.export is recording the call."""
     # The second question costs as much as a tenth of a small call; it implies the first one.
-    return is_compiling() and torch.onnx.is_in_onnx_export()
+    return is_compiling() and _exporting()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _exporting() -> bool:
+    """Ask torch for real, where Dynamo would take the answer for False."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def run_layers(
