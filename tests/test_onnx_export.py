@@ -104,6 +104,29 @@ def test_cells(kind: str, lead: tuple[int, ...]) -> None:
     assert_same(model, cell, *inputs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [False, True])
+def test_lengths_are_sequence_lens(kind: str, given: bool) -> None:
+    """Padding gives zeros, and a sequence of length 0 keeps its state."""
+    module = made(kind, num_layers=2, bidirectional=True, batch_first=True)
+
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = module
+
+        def forward(self, x: Tensor, lengths: Tensor, hx: Any = None) -> Any:
+            return self.rnn(x, hx, lengths=lengths)
+
+    model, B = Padded().eval(), Dim("B")
+    hx = (states(kind, 4, 2, H),) if given else ()
+    free = [{1: B} if isinstance(h, Tensor) else ({1: B}, {1: B}) for h in hx]
+    inputs = (torch.randn(2, 4, I), torch.tensor([4, 2]), *hx)
+    recorded = exported(model, inputs, ({0: B, 1: Dim("T")}, {0: B}, *free))
+    hx = (states(kind, 4, 4, H),) if given else ()
+    assert_same(recorded, model, torch.randn(4, 7, I), torch.tensor([7, 0, 3, 1]), *hx)
+
+
 def test_inside_a_model() -> None:
     """The layer is one of several, and its weights are shared with another call of it."""
 
@@ -190,6 +213,18 @@ def test_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(pack_padded_sequence(x, torch.tensor([4, 2])))[1][0]
 
+    class Resets(torch.nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.rnn, self.options = made("LSTM"), options
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x, **self.options)[0]
+
+    mask = torch.zeros(4, 2, dtype=torch.bool)
+    assert_refused(Resets(reset_mask=mask), (x,), "reset_mask must be None for ONNX export")
+    assert_refused(Resets(lengths=3), (x[:, 0],), "lengths must be None without a batch")
+    assert_refused(Resets(lengths=[3]), (x,), "lengths must be int64 or int32 of shape (B,) = (2,)")
     assert_refused(Packs(), (x,), "input must be a padded tensor for ONNX export")
 
 

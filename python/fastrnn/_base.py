@@ -140,6 +140,11 @@ def run(
         if state is not None and state.dim() != rank:
             raise _errors.state_rank(stack.owner, name, rank, state)
     if lengths is not None or reset_mask is not None:
+        if _onnx_export.active():
+            y, h_n, c_n = _onnx_export.run_padded(
+                stack, input, h0, c0, weights, batch_first, dropout, lengths, reset_mask
+            )
+            return y, h_n if c_n is None else (h_n, c_n)
         ragged = _variable_length.describe(stack.owner, input, batch_first, lengths, reset_mask)
         return _run_padded(stack, input, h0, c0, weights, batch_first, dropout, cache, ragged)
     if rank == 3:

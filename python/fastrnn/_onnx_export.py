@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 def active() -> bool:
     """Tell whether torch.onnx.export is recording the call."""
     # The second question costs as much as a tenth of a small call; it implies the first one.
-    return is_compiling() and torch.onnx.is_in_onnx_export()
+    return is_compiling() and _exporting()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _exporting() -> bool:
+    """Ask torch for real, where Dynamo would take the answer for False."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def run_layers(
@@ -30,8 +36,9 @@ def run_layers(
     weights: Sequence[Weights],
     batch_first: bool,
     dropout: float,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Record one node a layer, in place of running the layers.
+    """Record one node a layer, in place of running the layers; ``lengths`` are int32, (B).
 
     Returns:
         y, h_n and, of an LSTM, c_n.
@@ -45,7 +52,7 @@ def run_layers(
     for layer, own in zip(layers, weights, strict=True):
         at = slice(layer.index * stack.directions, (layer.index + 1) * stack.directions)
         states = [None if state is None else state[at] for state in (h0, c0)]
-        x, *finals = _node(layer, x, states, own)
+        x, *finals = _node(layer, x, states, own, lengths)
         parts.append(finals)
         if dropout and layer is not layers[-1]:
             x = torch.dropout(x, dropout, True)
@@ -54,6 +61,45 @@ def run_layers(
         part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
     )
     return y, h_n, c_n[0] if c_n else None
+
+
+def run_padded(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Weights],
+    batch_first: bool,
+    dropout: float,
+    lengths: Tensor | Sequence[int] | int | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Record the layers with lengths, which are ``sequence_lens`` of ONNX; see ``run_layers``."""
+    if reset_mask is not None:
+        raise NotImplementedError(
+            f"{stack.owner}: reset_mask must be None for ONNX export; ONNX has no resets"
+        )
+    if x.dim() != 3 or lengths is None:
+        raise NotImplementedError(
+            f"{stack.owner}: lengths must be None without a batch for ONNX export; cut the input"
+        )
+    size = x.shape[0 if batch_first else 1]
+    lengths = torch.as_tensor(lengths)
+    if lengths.dtype not in (torch.int32, torch.int64) or lengths.shape != (size,):
+        raise ValueError(
+            f"{stack.owner}: lengths must be int64 or int32 of shape (B,) = ({size},), got "
+            f"{lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    y, h_n, c_n = run_layers(
+        stack, x, h0, c0, weights, batch_first, dropout, lengths.to(torch.int32)
+    )
+    # Runtimes differ in what a sequence without a step ends in.
+    empty = (lengths == 0).unsqueeze(1)
+    return y, _kept(empty, h0, h_n), None if c_n is None else _kept(empty, c0, c_n)
+
+
+def _kept(empty: Tensor, before: Tensor | None, after: Tensor) -> Tensor:
+    return torch.where(empty, after.new_zeros(()) if before is None else before, after)
 
 
 def run_step(
@@ -77,12 +123,17 @@ def run_step(
 def packed(owner: str) -> Exception:
     """Return the error for a PackedSequence, whose shapes depend on the data."""
     return NotImplementedError(
-        f"{owner}: input must be a padded tensor for ONNX export, got a PackedSequence"
+        f"{owner}: input must be a padded tensor for ONNX export, got a PackedSequence; "
+        "give the padded batch and lengths"
     )
 
 
 def _node(
-    layer: Layer, x: Tensor, states: Sequence[Tensor | None], weights: Weights
+    layer: Layer,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Weights,
+    lengths: Tensor | None = None,
 ) -> Sequence[Tensor]:
     """Record the node of one layer.
 
@@ -91,6 +142,7 @@ def _node(
         x: (T, B, I).
         states: h0 and c0, each (D, B, H) or ``None`` for zeros.
         weights: of all directions.
+        lengths: int32, (B), or ``None`` if all are T.
 
     Returns:
         y as (T, B, D*H), then h_n and, of an LSTM, c_n.
@@ -105,7 +157,7 @@ def _node(
     own = [weights[d * len(weights) // D :][:5] for d in range(D)]
     bias = None if not layer.bias else [_both(form, w[2], w[3]) for w in own]
     inputs = [x, _stacked(form, own, 0), _stacked(form, own, 1)]
-    optional = [None if bias is None else torch.stack(bias), None, *states[:count]]
+    optional = [None if bias is None else torch.stack(bias), lengths, *states[:count]]
     y, *finals = torch.onnx.ops.symbolic_multi_out(
         form.name,
         [*inputs, *optional],

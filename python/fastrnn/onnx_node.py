@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import _errors, functional
 from .cells.elman import RNN
@@ -178,43 +177,24 @@ class OnnxNode(Loaded):
     def _recurrence(
         self, x: Tensor, lengths: Tensor | None, hx: Any, given: Sequence[Tensor | None]
     ) -> tuple[Tensor, Any]:
-        """Run the layer on time-major data.
+        """Run the layer, loaded or with given weights, on time-major data.
 
         Returns:
             y of shape (T, B, D*H), zero beyond the lengths, and the final states.
         """
-        if lengths is None:
-            return self._layer_on(x, hx, given)
-        # Packing takes no empty sequence: one step of zeros stands for it, and is undone.
-        empty = (lengths == 0).to(x.device).unsqueeze(1)
-        x = x.masked_fill(empty, 0)
-        packed = pack_padded_sequence(x, lengths.clamp(min=1), enforce_sorted=False)
-        output, h_n = self._layer_on(packed, hx, given)
-        y, _ = pad_packed_sequence(output, total_length=x.shape[0])
-        if not bool(empty.any()):
-            return y, h_n
-        finals = h_n if isinstance(h_n, tuple) else (h_n,)
-        before = hx if isinstance(hx, tuple) else (hx,) * len(finals)
-        kept = [
-            n.masked_fill(empty, 0) if o is None else torch.where(empty, o, n)
-            for n, o in zip(finals, before, strict=True)
-        ]
-        return y.masked_fill(empty, 0), tuple(kept) if isinstance(h_n, tuple) else kept[0]
-
-    def _layer_on(self, input: Any, hx: Any, given: Sequence[Tensor | None]) -> tuple[Any, Any]:
-        """Run the layer, loaded or with given weights, on time-major or packed data."""
         module = self.module
         if module is not None and all(weight is None for weight in given):
-            if not (module.batch_first and isinstance(input, Tensor)):
-                output, h_n = module(input, hx)
-                return output, h_n
-            output, h_n = module(input.transpose(0, 1), hx)
-            return output.transpose(0, 1), h_n
+            if not module.batch_first:
+                y, h_n = module(x, hx, lengths=lengths)
+                return y, h_n
+            y, h_n = module(x.transpose(0, 1), hx, lengths=lengths)
+            return y.transpose(0, 1), h_n
         options: dict[str, Any] = {"bidirectional": self.num_directions == 2}
         if len(self._layer._spec.activations) > 1:
             options["nonlinearity"] = self.activation
-        output, h_n = _FUNCTIONS[self._layer](input, hx, self._weights(given), **options)
-        return output, h_n
+        function = _FUNCTIONS[self._layer]
+        y, h_n = function(x, hx, self._weights(given), lengths=lengths, **options)
+        return y, h_n
 
     def _weights(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """Return the weights in torch's order, those given in place of those loaded."""
