@@ -13,6 +13,10 @@ const CellKernels& kernels_for(const Problem& p) {
 }
 
 void check_problem(const Problem& p) {
+  FASTRNN_CHECK(int(p.cell) >= 0 && int(p.cell) < kCells, "cell must be one of enum Cell");
+  FASTRNN_CHECK(int(p.dtype) >= 0 && int(p.dtype) < kDtypes, "dtype must be one of enum Dtype");
+  FASTRNN_CHECK(p.activation == Activation::kTanh || p.activation == Activation::kRelu,
+                "activation must be one of enum Activation");
   FASTRNN_CHECK(p.T >= 1, "T must be at least 1, got " << p.T);
   FASTRNN_CHECK(p.B >= 0, "B must not be negative, got " << p.B);
   FASTRNN_CHECK(p.I >= 0, "I must not be negative, got " << p.I);
@@ -99,7 +103,7 @@ Sizes sizes(const Problem& problem) {
   return sizes;
 }
 
-void forward(const Problem& problem, const ForwardBuffers& buffers) {
+bool forward(const Problem& problem, const ForwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
   check_table(problem, buffers.offsets, buffers.table);
@@ -115,10 +119,10 @@ void forward(const Problem& problem, const ForwardBuffers& buffers) {
     FASTRNN_CHECK(b.reserve || !problem.training || !needs_reserve(problem),
                   "reserve must be given to train");
   }
-  kernels_for(problem).forward(problem, b);
+  return kernels_for(problem).forward(problem, b);
 }
 
-void backward(const Problem& problem, const BackwardBuffers& buffers) {
+bool backward(const Problem& problem, const BackwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
   check_table(problem, buffers.offsets, buffers.table);
@@ -133,7 +137,7 @@ void backward(const Problem& problem, const BackwardBuffers& buffers) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y, "x and y must be given");
     FASTRNN_CHECK(b.reserve || !needs_reserve(problem), "reserve must be given");
   }
-  kernels_for(problem).backward(problem, b);
+  return kernels_for(problem).backward(problem, b);
 }
 
 struct Stream::Implementation {

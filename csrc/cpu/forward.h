@@ -38,7 +38,7 @@ int64_t saved_values(const Problem& p) {
 // [ceil(T/K),B,kState-1,H]. Outputs are not among them, being kept as y.
 template <class C>
 int64_t checkpoint_size(const Problem& p) {
-  const int64_t count = (p.T + p.checkpoint_every - 1) / p.checkpoint_every;
+  const int64_t count = (p.T - 1) / p.checkpoint_every + 1;
   return count * p.B * (C::kState - 1) * p.H;
 }
 
@@ -351,10 +351,10 @@ void sequence_forward_sizes(const Problem& p, Sizes& sizes) {
 }
 
 template <class C, class N>
-void sequence_forward(const Problem& p, const ForwardBuffers& b) {
+bool sequence_forward(const Problem& p, const ForwardBuffers& b) {
   Arena packed(b.packed), workspace(b.workspace);
   ForwardPass<C, N> pass(p, packed, workspace);
-  Team team(team_size(p));
+  Team team(team_size(p), b.interrupt);
   if (b.repack) {
     const int64_t panels = pass.weights[0].panel_count();
     team.run(panels * p.directions, [&](int64_t i, int) {
@@ -362,10 +362,11 @@ void sequence_forward(const Problem& p, const ForwardBuffers& b) {
     });
   }
   for (int i = 0; i < pass.chain_count; ++i) pass.chains[i].bind(b);
-  if (p.B == 0) return;
+  if (p.B == 0 || team.asked_to_stop()) return !team.stopped();
   if (panel_parts<N>(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
   team.run_chains(pass.chain_count, pass.chains[0].block_count(),
                   [&](int64_t chain, int64_t block) { pass.chains[chain].run_block(block); });
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -6,7 +6,8 @@ from importlib import metadata as _metadata
 
 import torch as _torch
 
-if _torch.__version__ < "2.4":
+# As numbers: as text, 2.13 comes before 2.4. What follows the minor number may be any text.
+if tuple(int(number) for number in _torch.__version__.split(".")[:2]) < (2, 4):
     raise ImportError(
         f"fastrnn: torch must be at least 2.4, got {_torch.__version__}; "
         "upgrade it with `pip install 'torch>=2.4'`"

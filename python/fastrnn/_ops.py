@@ -158,22 +158,27 @@ def cell_info(name: str) -> _core._CellInfo:
 
 
 class _Scratch(threading.local):
-    """Memory that a thread needs during a call, kept for its next one: allocating takes time."""
+    """Memory that a thread needs during a call, kept for its next one: allocating takes time.
+
+    Nothing is kept during a call: a signal's handler may make another one on the same thread.
+    """
 
     def __init__(self) -> None:
-        self.buffer: Tensor | None = None
-        self.address = 0
-        self.size = 0
+        self.kept: tuple[int, int, Tensor | None] = (0, 0, None)
 
-    def take(self, size: int) -> tuple[int, Tensor | None]:
-        """Return the address of ``size`` bytes, and what must live as long as they are used."""
-        if size <= min(self.size, KEPT_SCRATCH):
-            return self.address, self.buffer
+    def take(self, size: int) -> tuple[int, int, Tensor | None]:
+        """Return the address of at least ``size`` bytes, their number and what holds them."""
+        kept = self.kept
+        if size <= min(kept[1], KEPT_SCRATCH):
+            self.kept = (0, 0, None)
+            return kept
         buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
-        address = buffer.data_ptr()
-        if size <= KEPT_SCRATCH:
-            self.buffer, self.address, self.size = buffer, address, size
-        return address, buffer
+        return buffer.data_ptr(), size, buffer
+
+    def give_back(self, taken: tuple[int, int, Tensor | None]) -> None:
+        """Keep what ``take`` returned."""
+        if self.kept[1] <= taken[1] <= KEPT_SCRATCH:
+            self.kept = taken
 
 
 _scratch = _Scratch()
@@ -298,12 +303,13 @@ def forward(
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
     if cache is None:
         repack, fresh, packed_at, size = True, None, size, size + plan.packed
-        scratch, _buffer = _scratch.take(size)
-        packed_address = scratch + packed_at
+        taken = _scratch.take(size)
+        packed_address = taken[0] + packed_at
     else:
         packed, fresh = _packed(layer, plan, addresses, cache)
         repack, packed_address = fresh is not None, packed.data_ptr()
-        scratch, _buffer = _scratch.take(size)
+        taken = _scratch.take(size)
+    scratch = taken[0]
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     _y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     _core.forward(
@@ -322,6 +328,7 @@ def forward(
         repack,
         scratch,
     )
+    _scratch.give_back(taken)
     if fresh is not None and cache is not None:
         cache[layer.index] = fresh
     return y, h_n, c_n, reserve
@@ -387,7 +394,7 @@ def backward(
     threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
-    scratch, _buffer = _scratch.take(plan.backward_workspace)
+    taken = _scratch.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
         *x_rows,
@@ -406,8 +413,9 @@ def backward(
         _pointer(dc0),
         [_pointer(t) for t in dweights],
         _pointer(dgates),
-        scratch,
+        taken[0],
     )
+    _scratch.give_back(taken)
     return results
 
 
@@ -455,7 +463,9 @@ def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
     if x.shape != (stream.batch_size, layer.input_size):
         expected = (stream.batch_size, layer.input_size)
         raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
-    return _checks.dense(x.detach()).as_subclass(Tensor)
+    x = _checks.copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
+    _checks.address(layer, "input", x)
+    return x
 
 
 def set_stream_state(
@@ -479,5 +489,6 @@ def set_stream_state(
             like = torch.empty(0, dtype=dtype, device=_CPU)
             _checks.check_like(layer, name, value, like, False)
             _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
-            kept.append(_checks.dense(value))
+            kept.append(_checks.copy_if_needed(layer, name, value))
+            _checks.address(layer, name, kept[-1])
     engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if c is not None else 0)

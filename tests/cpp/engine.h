@@ -6,6 +6,7 @@
 #include <fastrnn/fastrnn.h>
 
 #include <csignal>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -131,8 +132,12 @@ class Engine {
     bytes(backward_workspace_, sizes.backward_workspace);
   }
 
+  // What a test does to the buffers before the call.
+  std::function<void(fastrnn::ForwardBuffers&)> change_forward;
+  std::function<void(fastrnn::BackwardBuffers&)> change_backward;
+
   // `weights`: false gives null ones, which is enough for an earlier packed copy.
-  void forward(bool repack = true, bool weights = true) {
+  bool forward(bool repack = true, bool weights = true) {
     fastrnn::ForwardBuffers b;
     b.x = at(x_.memory), b.x_strides = x_.strides;
     b.offsets = setup_.problem.ragged ? g_.offsets.data() : nullptr;
@@ -143,10 +148,11 @@ class Engine {
     b.h_n = at(h_n_), b.c_n = at(c_n_);
     b.reserve = at(reserve_), b.packed = at(packed_), b.repack = repack;
     b.workspace = at(workspace_);
-    fastrnn::forward(setup_.problem, b);
+    if (change_forward) change_forward(b);
+    return fastrnn::forward(setup_.problem, b);
   }
 
-  void backward() {
+  bool backward() {
     const auto wanted = [&](unsigned bit, auto& p) {
       return setup_.unwanted & bit ? nullptr : at(p);
     };
@@ -168,7 +174,8 @@ class Engine {
       for (int i = 0; i < 5; ++i) *fields[i] = wanted(kWeight << i, dw_[d][i]);
     }
     b.workspace = at(backward_workspace_);
-    fastrnn::backward(setup_.problem, b);
+    if (change_backward) change_backward(b);
+    return fastrnn::backward(setup_.problem, b);
   }
 
   Results<T> results() {

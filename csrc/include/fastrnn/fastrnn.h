@@ -70,6 +70,14 @@ struct WeightGradients {  // of one direction, each overwritten; null: not compu
   void* w_hr = nullptr;
 };
 
+// A way to end a long call: the calling thread asks between blocks of steps, never another one.
+// `asked` must not throw. When it has returned true the call returns early, and false; what is in
+// the buffers that it overwrites is then undefined.
+struct Interrupt {
+  bool (*asked)(void* context) = nullptr;  // null: never
+  void* context = nullptr;
+};
+
 struct ForwardBuffers {
   const void* x = nullptr;  // [T,B,I] by strides, or [N,I]
   Strides x_strides;
@@ -88,6 +96,7 @@ struct ForwardBuffers {
   void* packed = nullptr;     // Sizes::packed bytes; overwritten when `repack`, else read
   bool repack = true;         // false: `packed` holds these very weights from an earlier call
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
+  Interrupt interrupt;
 };
 
 struct BackwardBuffers {
@@ -114,6 +123,7 @@ struct BackwardBuffers {
   // overwritten; null: not kept.
   void* dgates = nullptr;
   void* workspace = nullptr;  // Sizes::backward_workspace bytes; overwritten
+  Interrupt interrupt;
 };
 
 struct Sizes {
@@ -124,9 +134,10 @@ struct Sizes {
 };
 
 // These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
+// forward() and backward() return whether they came to their end, see Interrupt.
 Sizes sizes(const Problem& problem);
-void forward(const Problem& problem, const ForwardBuffers& buffers);
-void backward(const Problem& problem, const BackwardBuffers& buffers);
+bool forward(const Problem& problem, const ForwardBuffers& buffers);
+bool backward(const Problem& problem, const BackwardBuffers& buffers);
 
 // A stack of layers that takes one time step at a time, for serving and for real-time threads:
 // step() neither allocates nor locks. It keeps a packed copy of the weights, a snapshot. Not to be
