@@ -107,12 +107,12 @@ class Call:
         pointers = [*(w.data_ptr() for w in self.weights), 0]
         packed, workspace, other = (t.data_ptr() for t in self.scratch)
         self.forward: list[Any] = [
-            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5, at["h_n"], at["c_n"],
-            at["reserve"], packed, True, workspace,
+            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5,
+            at["h_n"], at["c_n"], at["reserve"], packed, True, workspace,
         ]  # fmt: skip
         self.backward: list[Any] = [
-            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5, at["reserve"],
-            at["dy"], 10, 5, 0, 0, at["dx"], 8, 4, 0, 0, [0] * 5, 0, other,
+            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5,
+            at["reserve"], at["dy"], 10, 5, 0, 0, at["dx"], 8, 4, 0, 0, [0] * 5, 0, other,
         ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -214,12 +215,25 @@ def _surrounded(
         return _reference.run(layer, x, ragged, h0, c0, weights)
     if torch._C._functorch.peek_interpreter_stack() is not None:
         _check_not_quantized(layer)
+        ragged = _unwrapped(ragged)
         y, h_n, c_n, _ = TransformedRecurrence.apply(layer, ragged, *tensors)  # type: ignore[no-untyped-call]
         return y, h_n, c_n
     if _traced():
         recorded = needs_grad(x, h0, c0, weights)
         return _library.forward(layer, x, ragged, h0, c0, weights, recorded)
     return None
+
+
+def _unwrapped(ragged: Ragged | None) -> Ragged | None:
+    """Return the table of rows as plain tensors: transforms wrap what is made under them."""
+    if ragged is None:
+        return None
+    offsets, rows = ragged.offsets, ragged.rows
+    while torch._C._functorch.is_functorch_wrapped_tensor(offsets):
+        offsets = torch._C._functorch.get_unwrapped(offsets)
+    while rows is not None and torch._C._functorch.is_functorch_wrapped_tensor(rows):
+        rows = torch._C._functorch.get_unwrapped(rows)
+    return replace(ragged, offsets=offsets, rows=rows)
 
 
 def _check_not_quantized(layer: Layer) -> None:
