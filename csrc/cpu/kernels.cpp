@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "../cells/list.h"
+#include "../reservoir/kernels.h"
 #include "backward.h"
 #include "forward.h"
 #include "measure.h"
@@ -49,12 +50,13 @@ const Kernels& kernels() {
    cell_kernels<type, Int8Format>()},
 #define FASTRNN_INFO(type, id, name) \
   {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu},
-  static constexpr Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
+  static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
                                   {FASTRNN_CELLS(FASTRNN_INFO)},
                                   hash_buffers,
                                   map,
                                   measure_fma_peak,
-                                  measure_read_bandwidth};
+                                  measure_read_bandwidth,
+                                  &reservoir_kernels()};
 #undef FASTRNN_ENTRY
 #undef FASTRNN_INFO
   return all;

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import _engine, _inputs
+
 if TYPE_CHECKING:
     from .reservoir import Reservoir
 
@@ -41,12 +43,36 @@ def gram_update(
         target_shift: (O,), float64, or ``None`` for zeros.
         sample_weight: (n,), float64, or ``None`` for ones.
     """
-    x = states.double() if shift is None else states.double() - shift
-    y = targets.double() if target_shift is None else targets.double() - target_shift
-    weighted = x if sample_weight is None else x * sample_weight[:, None]
-    gram += (weighted.T @ x).triu()
-    cross += weighted.T @ y
-    sums += weighted.sum(0)
+    n, N = states.shape
+    O = targets.shape[1]
+    for name, value, shape in (
+        ("targets", targets, (n, O)),
+        ("gram", gram, (N, N)),
+        ("cross", cross, (N, O)),
+        ("sums", sums, (N,)),
+        ("shift", shift, (N,)),
+        ("target_shift", target_shift, (O,)),
+        ("sample_weight", sample_weight, (n,)),
+    ):
+        if value is None:
+            continue
+        _inputs.check_shape("gram_update", name, str(shape), shape, value)
+        if name != "targets" and (value.dtype != torch.float64 or not value.is_contiguous()):
+            raise ValueError(
+                f"gram_update: {name} must be float64 and contiguous, got {value.dtype} with "
+                f"strides {value.stride()}"
+            )
+    for name, value in (("states", states), ("targets", targets)):
+        if value.dtype not in _engine.DTYPES or (value.shape[1] > 1 and value.stride(1) != 1):
+            raise ValueError(
+                f"gram_update: {name} must be float32 or float64 with adjacent features, got "
+                f"{value.dtype} with strides {value.stride()}"
+            )
+    if any(t.device.type != "cpu" for t in (states, targets, gram, cross, sums)):
+        raise ValueError("gram_update: all tensors must be on the CPU")
+    if sample_weight is not None and n and float(sample_weight.min()) < 0:
+        raise ValueError("gram_update: sample_weight must not be negative")
+    _engine.accumulate(states, targets, gram, cross, sums, shift, target_shift, sample_weight)
 
 
 def run_blocks(
@@ -127,4 +153,94 @@ def forecast(
     Raises:
         ValueError: if sizes do not fit; it names the argument.
     """
-    raise NotImplementedError
+    if res.bidirectional:
+        raise ValueError("forecast: res must not be bidirectional: it would have to know the future")
+    batched = state.dim() == 3
+    single = state if batched else state.unsqueeze(1)
+    L, B, N = res.num_layers, single.shape[1], res.hidden_size
+    _inputs.check_shape("forecast", "state", "(L, B, N)", (L, B, N), single)
+    _inputs.check_tensor("forecast", "state", state, res.dtype)
+    if horizon < 0:
+        raise ValueError(f"forecast: horizon must not be negative, got {horizon}")
+    O = _check_readout(res, readout_weight, readout_bias)
+    D = _drivers_size(res, O)
+    sees_input = readout_weight.shape[1] > res.output_size
+    u = _last_input(res, last_input, sees_input, B, batched)
+    out = torch.empty(1, horizon, B, O, dtype=torch.float64)
+    final = single.contiguous().clone()[None]
+    _engine.forecast(
+        [layer.weights() for layer in res.layers],  # type: ignore[operator]
+        readout_weight.detach().double().contiguous()[None],
+        None if readout_bias is None else readout_bias.detach().double().contiguous()[None],
+        _laid_out(res, drivers, horizon, B, D, batched),
+        u[None],
+        final,
+        out,
+        square,
+    )
+    result = out[0].to(res.dtype)
+    if not batched:
+        return result[:, 0], final[0, :, 0]
+    return result.transpose(0, 1) if res.batch_first else result, final[0]
+
+
+def _check_readout(res: Reservoir, weight: Tensor, bias: Tensor | None) -> int:
+    """Return O."""
+    widths = (res.output_size, res.output_size + res.input_size)
+    if weight.dim() != 2 or weight.shape[1] not in widths or weight.shape[0] < 1:
+        raise ValueError(
+            f"forecast: readout_weight must have shape (O, {widths[0]}), or (O, {widths[1]}) with "
+            f"inputs, got {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        _inputs.check_shape("forecast", "readout_bias", "(O,)", (weight.shape[0],), bias)
+    return weight.shape[0]
+
+
+def _drivers_size(res: Reservoir, O: int) -> int:
+    """Return D: inputs that the readout does not bring."""
+    if res.feedback_size:
+        if res.feedback_size != O:
+            raise ValueError(
+                f"forecast: readout_weight must have O = feedback_size = {res.feedback_size} rows, "
+                f"got {O}"
+            )
+        return res.input_size
+    if O > res.input_size:
+        raise ValueError(
+            f"forecast: readout_weight has {O} outputs, but the reservoir only {res.input_size} "
+            "inputs and no feedback (feedback_size)"
+        )
+    return res.input_size - O
+
+
+def _last_input(
+    res: Reservoir, last_input: Tensor | None, needed: bool, B: int, batched: bool
+) -> Tensor:
+    if last_input is None:
+        if needed:
+            raise ValueError("forecast: last_input must be given, since the readout sees inputs")
+        return torch.zeros(B, res.input_size, dtype=res.dtype)
+    _inputs.check_tensor("forecast", "last_input", last_input, res.dtype)
+    single = last_input if batched else last_input.unsqueeze(0)
+    _inputs.check_shape("forecast", "last_input", "(B, I)", (B, res.input_size), single)
+    return single.detach().contiguous().clone()
+
+
+def _laid_out(
+    res: Reservoir, drivers: Tensor | None, horizon: int, B: int, D: int, batched: bool
+) -> Tensor | None:
+    """Return drivers as (1, T, B, D)."""
+    if drivers is None:
+        if D and horizon:
+            raise ValueError(
+                f"forecast: drivers must be given: {D} of the {res.input_size} inputs are not fed "
+                "back"
+            )
+        return None
+    _inputs.check_tensor("forecast", "drivers", drivers, res.dtype)
+    dense = drivers if batched else drivers.unsqueeze(1)
+    dense = dense.transpose(0, 1) if batched and res.batch_first else dense
+    _inputs.check_shape("forecast", "drivers", "(horizon, B, D)", (horizon, B, D), dense)
+    dense = dense.detach()
+    return (dense if D <= 1 or dense.stride(-1) == 1 else dense.contiguous())[None]

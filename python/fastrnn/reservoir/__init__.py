@@ -1,0 +1,3 @@
+"""Echo state networks."""
+
+from .reservoir import Reservoir as Reservoir

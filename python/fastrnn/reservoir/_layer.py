@@ -1,0 +1,209 @@
+"""One layer of one direction, of one reservoir or of a population: its weights as buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _engine
+from .matrices import STRIP, Entries
+
+# Time of what a row of 16 units needs, in units of one vector of dense weights: the engine picks
+# the cheapest. A strip reads unaligned states; single entries cost a load of each operand.
+STRIP_COST, ENTRY_COST = 1.3, 0.8
+UNSIGNED = 1 << 16
+
+
+class PackedMatrix(nn.Module):
+    """M square matrices in the layout that the engine multiplies fastest.
+
+    ``state_dict`` holds the stored numbers and the layout; loading replaces both.
+    """
+
+    weights: Tensor
+    columns: Tensor
+    rows: Tensor
+
+    def __init__(self, members: Sequence[Entries], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.members, self.size = len(members), members[0].size
+        self.layout, self.strips = _choose(members)
+        pack = {"strips": _pack_strips, "rows": _pack_rows, "panels": _pack_panels}[self.layout]
+        weights, columns, rows = pack(members, self.strips)
+        self.register_buffer("weights", weights.to(dtype))
+        self.register_buffer("columns", columns)
+        self.register_buffer("rows", rows)
+
+    def stored(self) -> _engine.Matrix:
+        """Return what the engine takes."""
+        return _engine.Matrix(self.layout, self.weights, self.columns, self.rows, self.strips)
+
+    def entries(self, member: int = 0) -> Entries:
+        """Return one member's stored entries, zeros among strips and panels left out."""
+        N, weights = self.size, self.weights.to(torch.float64)
+        unit = torch.arange(-(-N // STRIP) * STRIP).reshape(-1, 1, STRIP)
+        columns = self.columns.long() % UNSIGNED if self._narrow() else self.columns.long()
+        if self.layout == "rows":
+            pointers = self.rows[member]
+            part = slice(int(pointers[0]), int(pointers[-1]))
+            return Entries(N, _row_numbers(pointers), columns[part], weights[part])
+        if self.layout == "strips":
+            column = (columns[member][:, :, None] + unit % STRIP) % N
+        else:
+            column = torch.arange(N)[None, :, None].expand(weights[member].shape)
+        row = unit.expand(weights[member].shape)
+        kept = weights[member] != 0
+        return Entries(N, row[kept], column[kept], weights[member][kept])
+
+    def multiply_rows(self, factor: Tensor) -> None:
+        """Multiply row n of every member's matrix by ``factor[n]``, in place."""
+        N, blocks = self.size, -(-self.size // STRIP)
+        if self.layout == "rows":
+            for pointers in self.rows:
+                part = slice(int(pointers[0]), int(pointers[-1]))
+                self.weights[part] *= factor[_row_numbers(pointers)]
+            return
+        padded = factor.new_ones(blocks * STRIP)
+        padded[:N] = factor
+        self.weights *= padded.reshape(blocks, 1, STRIP)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"layout": self.layout, "strips": self.strips, "size": self.size}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.layout, self.strips = state["layout"], state["strips"]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Take buffers of any number of entries: they depend on the matrix, not on its size."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None and state["size"] != self.size:
+            raise ValueError(
+                f"load_state_dict: {prefix[:-1]} must have N = {self.size} units, "
+                f"got {state['size']}"
+            )
+        for name, own in list(self.named_buffers(recurse=False)):
+            given = state_dict.get(prefix + name)
+            if given is not None and given.shape != own.shape:
+                dtype = own.dtype if own.is_floating_point() else given.dtype
+                self.register_buffer(name, own.new_empty(given.shape, dtype=dtype))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _narrow(self) -> bool:
+        return self.columns.dtype == torch.int16
+
+
+class ReservoirLayer(nn.Module):
+    """The weights of M members of one layer; ``weight_ih`` and the others may be written to.
+
+    Buffers: ``weight_ih`` (M, N, I), ``weight_fb`` (M, N, F), ``bias`` and ``leak`` (M, N), and the
+    matrices ``recurrent`` and, for ES2N, ``carry``.
+    """
+
+    weight_ih: Tensor
+    weight_fb: Tensor
+    bias: Tensor
+    leak: Tensor
+
+    def __init__(
+        self,
+        weight_ih: Tensor,
+        weight_fb: Tensor,
+        bias: Tensor,
+        leak: Tensor,
+        recurrent: Sequence[Entries],
+        carry: Sequence[Entries] | None,
+        activation: str,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        given = {"weight_ih": weight_ih, "weight_fb": weight_fb, "bias": bias, "leak": leak}
+        for name, value in given.items():
+            self.register_buffer(name, value.to(dtype).contiguous())
+        self.recurrent = PackedMatrix(recurrent, dtype)
+        self.carry = None if carry is None else PackedMatrix(carry, dtype)
+
+    def weights(self) -> _engine.Weights:
+        """Return what the engine takes."""
+        return _engine.Weights(
+            self.weight_ih.contiguous(),
+            self.weight_fb.contiguous(),
+            self.bias.contiguous(),
+            self.leak.contiguous(),
+            self.recurrent.stored(),
+            None if self.carry is None else self.carry.stored(),
+            self.activation,
+        )
+
+
+def _row_numbers(pointers: Tensor) -> Tensor:
+    return torch.arange(len(pointers) - 1).repeat_interleave(pointers.diff())
+
+
+def _index_dtype(size: int) -> torch.dtype:
+    """16 bits where they suffice; torch has no arithmetic on unsigned ones, so it sees int16."""
+    return torch.int16 if size <= UNSIGNED else torch.int32
+
+
+def _strip_keys(matrix: Entries) -> Tensor:
+    """Return for each entry its block and the column at which its strip starts, as one number."""
+    start = (matrix.columns - matrix.rows % STRIP) % matrix.size
+    return matrix.rows // STRIP * matrix.size + start
+
+
+def _choose(members: Sequence[Entries]) -> tuple[str, int]:
+    size = members[0].size
+    blocks = -(-size // STRIP)
+    strips, entries = 0, 0.0
+    for matrix in members:
+        keys = _strip_keys(matrix).unique()
+        strips = max(strips, int(torch.bincount(keys // size, minlength=blocks).max()))
+        entries = max(entries, len(matrix.values) / blocks)
+    costs = {"strips": strips * STRIP_COST, "rows": entries * ENTRY_COST, "panels": float(size)}
+    layout = min(costs, key=lambda name: costs[name])
+    return layout, strips if layout == "strips" else 0
+
+
+def _pack_strips(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tensor, Tensor]:
+    size, width = members[0].size, STRIP
+    blocks = -(-size // width)
+    weights = torch.zeros(len(members), blocks, strips, width, dtype=torch.float64)
+    columns = torch.zeros(len(members), blocks, strips, dtype=torch.int64)
+    for member, matrix in enumerate(members):
+        keys, place = _strip_keys(matrix).unique(return_inverse=True)
+        block = keys // size
+        first = torch.searchsorted(block, torch.arange(blocks))
+        slot = torch.arange(len(keys)) - first[block]
+        columns[member, block, slot] = keys % size
+        at = (block[place], slot[place], matrix.rows % width)
+        weights[member].index_put_(at, matrix.values, accumulate=True)
+    return weights, columns.to(_index_dtype(size)), torch.empty(0, 0, dtype=torch.int64)
+
+
+def _pack_rows(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tensor, Tensor]:
+    size, start = members[0].size, 0
+    weights, columns, rows = [], [], []
+    for matrix in members:
+        order = torch.argsort(matrix.rows * size + matrix.columns)
+        counts = torch.bincount(matrix.rows, minlength=size)
+        rows.append(start + torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+        weights.append(matrix.values[order])
+        columns.append(matrix.columns[order])
+        start += len(order)
+    return torch.cat(weights), torch.cat(columns).to(_index_dtype(size)), torch.stack(rows)
+
+
+def _pack_panels(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tensor, Tensor]:
+    size, width = members[0].size, STRIP
+    blocks = -(-size // width)
+    padded = torch.zeros(len(members), blocks * width, size, dtype=torch.float64)
+    for member, matrix in enumerate(members):
+        padded[member, :size] = matrix.dense()
+    panels = padded.reshape(len(members), blocks, width, size).transpose(2, 3).contiguous()
+    none = torch.empty(0, dtype=torch.int64)
+    return panels, none.to(_index_dtype(size)), none.reshape(0, 0)
