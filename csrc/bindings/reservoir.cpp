@@ -108,9 +108,9 @@ SizedForecast make_forecast(const fr::Problem& p, int layers, int64_t O, bool sq
 void forecast(const SizedForecast& sized, const std::vector<Integers>& weights, Pointer w_out,
               Pointer b_out, Pointer drivers, const Integers& drivers_strides, Pointer u,
               Pointer state, Pointer out, const Integers& out_strides, Pointer workspace) {
-  FASTRNN_CHECK(int(weights.size()) == sized.forecast.layers,
-                "weights must be those of " << sized.forecast.layers << " layers, got "
-                                            << weights.size());
+  FASTRNN_CHECK(
+      int(weights.size()) == sized.forecast.layers,
+      "weights must be those of " << sized.forecast.layers << " layers, got " << weights.size());
   fr::ForecastBuffers b;
   for (size_t i = 0; i < weights.size(); ++i) b.weights[i] = read_weights(weights[i]);
   b.w_out = static_cast<const double*>(at(w_out));
@@ -154,8 +154,8 @@ void accumulate(const SizedGram& sized, Pointer states, int64_t states_row, Poin
 void add_reservoir(py::module_& m) {
   py::class_<fr::Problem>(m, "ReservoirProblem")
       .def(py::init(&make_problem), py::arg("dtype"), py::arg("activation"), py::arg("M"),
-           py::arg("T"), py::arg("B"), py::arg("I"), py::arg("F"), py::arg("N"),
-           py::arg("reverse"), py::arg("threads"))
+           py::arg("T"), py::arg("B"), py::arg("I"), py::arg("F"), py::arg("N"), py::arg("reverse"),
+           py::arg("threads"))
       .def_property_readonly("workspace_bytes",
                              [](const fr::Problem& p) { return fr::workspace_bytes(p); });
   py::class_<SizedForecast>(m, "ReservoirForecast")
@@ -163,8 +163,8 @@ void add_reservoir(py::module_& m) {
            py::arg("square"), py::arg("sees_input"))
       .def_readonly("workspace_bytes", &SizedForecast::bytes);
   py::class_<SizedGram>(m, "Gram")
-      .def(py::init(&make_gram), py::arg("states"), py::arg("targets"), py::arg("n"),
-           py::arg("N"), py::arg("O"), py::arg("threads"))
+      .def(py::init(&make_gram), py::arg("states"), py::arg("targets"), py::arg("n"), py::arg("N"),
+           py::arg("O"), py::arg("threads"))
       .def_readonly("workspace_bytes", &SizedGram::bytes);
   m.def("reservoir_forward", &forward);
   m.def("reservoir_backward", &backward);

@@ -51,12 +51,12 @@ const Kernels& kernels() {
 #define FASTRNN_INFO(type, id, name) \
   {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu},
   static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
-                                  {FASTRNN_CELLS(FASTRNN_INFO)},
-                                  hash_buffers,
-                                  map,
-                                  measure_fma_peak,
-                                  measure_read_bandwidth,
-                                  &reservoir_kernels()};
+                              {FASTRNN_CELLS(FASTRNN_INFO)},
+                              hash_buffers,
+                              map,
+                              measure_fma_peak,
+                              measure_read_bandwidth,
+                              &reservoir_kernels()};
 #undef FASTRNN_ENTRY
 #undef FASTRNN_INFO
   return all;

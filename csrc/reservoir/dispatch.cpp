@@ -63,9 +63,8 @@ void check_forecast(const Forecast& f) {
   check_size("O", f.O, 1);
   FASTRNN_CHECK(f.layers >= 1 && f.layers <= kMaxLayers,
                 "layers must be in [1, " << kMaxLayers << "], got " << f.layers);
-  FASTRNN_CHECK(p.F ? p.F == f.O : p.I >= f.O,
-                "O must be F, or with F = 0 at most I: O, F, I are " << f.O << ", " << p.F << ", "
-                                                                     << p.I);
+  FASTRNN_CHECK(p.F ? p.F == f.O : p.I >= f.O, "O must be F, or with F = 0 at most I: O, F, I are "
+                                                   << f.O << ", " << p.F << ", " << p.I);
 }
 
 }  // namespace

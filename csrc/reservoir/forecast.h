@@ -10,7 +10,8 @@ using reservoir::ForecastBuffers;
 
 constexpr int64_t kReadoutLanes = 8;
 
-// The sum of w[i] x[i] in float64; in eight chains, whatever the ISA. `square`: of the odd x, squared.
+// The sum of w[i] x[i] in float64; in eight chains, whatever the ISA. `square`: of the odd x,
+// squared.
 template <class T>
 double readout_sum(const double* w, const T* x, int64_t n, bool square) {
   double sums[kReadoutLanes] = {};
@@ -37,7 +38,8 @@ struct ForecastSlot {
     const ReservoirProblem& p = f.problem;
     const int64_t size = Groups(p).size;
     for (int l = 0; l < f.layers; ++l) {
-      layers[l] = Layer<T>(p.N, l ? p.N : p.I, l ? 0 : p.F, p.activation, b.weights[l], size, arena);
+      layers[l] =
+          Layer<T>(p.N, l ? p.N : p.I, l ? 0 : p.F, p.activation, b.weights[l], size, arena);
       rows[l] = arena.take<Row<T>>(size);
     }
     active = arena.take<int64_t>(size);

@@ -66,8 +66,7 @@ class ForwardRun {
     slot.layer.load(b_.weights, member);
     for (int64_t i = 0; i < count; ++i) {
       const T* h0 = static_cast<const T*>(b_.h0);
-      slot.rows[i] =
-          slot.layer.make_row(i, h0 ? h0 + (member * p_.B + first + i) * p_.N : nullptr);
+      slot.rows[i] = slot.layer.make_row(i, h0 ? h0 + (member * p_.B + first + i) * p_.N : nullptr);
     }
     for (int64_t s = 0; s < p_.T; ++s) {
       int64_t alive = 0;
@@ -92,8 +91,7 @@ class ForwardRun {
     }
     const int64_t dense = ((m * p_.T + t) * p_.B + b) * p_.N;
     row.u = Offsets<T>{b_.x_strides}.at(static_cast<const T*>(b_.x), m, t, b);
-    row.fed_back =
-        Offsets<T>{b_.feedback_strides}.at(static_cast<const T*>(b_.feedback), m, t, b);
+    row.fed_back = Offsets<T>{b_.feedback_strides}.at(static_cast<const T*>(b_.feedback), m, t, b);
     row.noise = b_.noise ? static_cast<const T*>(b_.noise) + dense : nullptr;
     row.activated = b_.activated ? static_cast<T*>(b_.activated) + dense : nullptr;
     return true;

@@ -15,9 +15,12 @@ namespace fastrnn::FASTRNN_ISA {
 using reservoir::Gram;
 using reservoir::GramBuffers;
 
-constexpr int kGramVectors = 3;                           // of a tile's rows
-constexpr int kGramRows = kRegisters >= 32 ? 8 : 4;       // columns of X that a tile multiplies
+constexpr int kGramVectors = 3;  // of a tile's rows
 constexpr int kGramPanel = kGramVectors * Vec<double>::kWidth;
+// Columns of X that a tile multiplies: so many that the sums fill the registers, and never of two
+// panels.
+constexpr int kGramRows = kRegisters >= 32 ? (kGramPanel % 8 ? 6 : 8) : (kGramPanel % 4 ? 3 : 4);
+static_assert(kGramPanel % kGramRows == 0);
 constexpr int64_t kGramChunk = 512;  // rows that are summed before they are added to the result
 
 FASTRNN_HD int64_t gram_panels(int64_t n) { return (n + kGramPanel - 1) / kGramPanel; }
@@ -31,8 +34,7 @@ inline void gram_tile(const double* a, const double* b, int64_t count, double* t
   for (int64_t k = 0; k < count; ++k) {
     V right[kGramVectors];
 #pragma GCC unroll 3
-    for (int j = 0; j < kGramVectors; ++j)
-      right[j] = V::load(b + k * kGramPanel + j * V::kWidth);
+    for (int j = 0; j < kGramVectors; ++j) right[j] = V::load(b + k * kGramPanel + j * V::kWidth);
 #pragma GCC unroll 8
     for (int i = 0; i < kGramRows; ++i) {
       const V left(a[k * kGramPanel + i]);
@@ -43,8 +45,7 @@ inline void gram_tile(const double* a, const double* b, int64_t count, double* t
 #pragma GCC unroll 8
   for (int i = 0; i < kGramRows; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < kGramVectors; ++j)
-      sum[i][j].store(tile + i * kGramPanel + j * V::kWidth);
+    for (int j = 0; j < kGramVectors; ++j) sum[i][j].store(tile + i * kGramPanel + j * V::kWidth);
 }
 
 // Packs column panel p of `from`: (from - shift) * root, 0 past the last column. With `sums`, adds
@@ -108,8 +109,7 @@ inline void gram_add(const double* a, const double* b, int64_t n, int64_t first,
 inline void gram_chunk(const Gram& g, const GramBuffers& b, int64_t start, int64_t n,
                        const GramSpace& space, Team& team) {
   const int64_t panels = gram_panels(g.N), more = gram_panels(g.O), size = n * kGramPanel;
-  for (int64_t k = 0; b.row_weights && k < n; ++k)
-    space.root[k] = ::sqrt(b.row_weights[start + k]);
+  for (int64_t k = 0; b.row_weights && k < n; ++k) space.root[k] = ::sqrt(b.row_weights[start + k]);
   const double* root = b.row_weights ? space.root : nullptr;
   team.run(panels + more, [&](int64_t p, int) {
     double* to = space.packed + p * size;

@@ -37,8 +37,12 @@ struct MatrixView {
 
   MatrixView() = default;
   MatrixView(const reservoir::Matrix& m, int64_t n, int64_t member)
-      : layout(m.layout), weights(static_cast<const T*>(m.weights)), columns(m.columns), K(m.K),
-        N(n), wide(m.wide) {
+      : layout(m.layout),
+        weights(static_cast<const T*>(m.weights)),
+        columns(m.columns),
+        K(m.K),
+        N(n),
+        wide(m.wide) {
     const int64_t blocks = member * blocks_of(n);
     if (layout == Layout::kStrips) {
       weights += blocks * K * kBlock;

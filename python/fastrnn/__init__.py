@@ -13,6 +13,7 @@ if _torch.__version__ < "2.4":
     )
 
 from . import functional as functional
+from . import reservoir as reservoir
 from ._ops import available_isas as available_isas
 from ._ops import isa as isa
 from ._ops import version as _core_version
@@ -24,6 +25,7 @@ from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
 from .quantize import Quantized as Quantized
 from .quantize import quantize_dynamic as quantize_dynamic
+from .reservoir import Reservoir as Reservoir
 from .streaming import Stream as Stream
 
 try:
@@ -39,9 +41,11 @@ __all__ = [
     "LSTMCell",
     "Quantized",
     "RNNCell",
+    "Reservoir",
     "Stream",
     "available_isas",
     "functional",
     "isa",
     "quantize_dynamic",
+    "reservoir",
 ]

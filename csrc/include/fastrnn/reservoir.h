@@ -110,9 +110,9 @@ struct ForecastBuffers {
   const double* b_out = nullptr;  // [M,O], null: zeros
   const void* drivers = nullptr;  // [M,T,B,I - O or I] by strides
   Strides drivers_strides;
-  void* u = nullptr;          // [M,B,I], the last input; overwritten by the last one of the forecast
-  void* state = nullptr;      // [M,layers,B,N]; overwritten by the state after the forecast
-  double* out = nullptr;      // [M,T,B,O] by strides; overwritten
+  void* u = nullptr;      // [M,B,I], the last input; overwritten by the last one of the forecast
+  void* state = nullptr;  // [M,layers,B,N]; overwritten by the state after the forecast
+  double* out = nullptr;  // [M,T,B,O] by strides; overwritten
   Strides out_strides;
   void* workspace = nullptr;
 };

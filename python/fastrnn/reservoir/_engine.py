@@ -244,7 +244,7 @@ def forecast(
     All tensors are contiguous but ``drivers`` and ``out``, whose features are adjacent; ``w_out``,
     ``b_out`` and ``out`` are float64.
     """
-    M, T, B, O = out.shape
+    _, T, B, O = out.shape
     first = layers[0]
     sees_input = w_out.shape[-1] > len(layers) * first.hidden_size
     problem = first.problem(T, B)

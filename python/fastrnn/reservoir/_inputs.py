@@ -72,7 +72,7 @@ def check_lengths(owner: str, lengths: Tensor | list[int], T: int, B: int) -> Te
         raise ValueError(f"{owner}: lengths must be integers, got {lengths.dtype}")
     lengths = lengths.to("cpu", torch.int64).contiguous()
     check_shape(owner, "lengths", "(B,)", (B,), lengths)
-    if B and not (0 <= int(lengths.min()) and int(lengths.max()) <= T):
+    if B and (int(lengths.min()) < 0 or int(lengths.max()) > T):
         raise ValueError(
             f"{owner}: lengths must be in [0, T] = [0, {T}], got {int(lengths.min())} to "
             f"{int(lengths.max())}"

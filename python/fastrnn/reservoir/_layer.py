@@ -161,7 +161,7 @@ def _choose(members: Sequence[Entries]) -> tuple[str, int]:
     blocks = -(-size // STRIP)
     strips, entries = 0, 0.0
     for matrix in members:
-        keys = _strip_keys(matrix).unique()
+        keys = torch.unique(_strip_keys(matrix))
         strips = max(strips, int(torch.bincount(keys // size, minlength=blocks).max()))
         entries = max(entries, len(matrix.values) / blocks)
     costs = {"strips": strips * STRIP_COST, "rows": entries * ENTRY_COST, "panels": float(size)}
@@ -175,7 +175,7 @@ def _pack_strips(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tenso
     weights = torch.zeros(len(members), blocks, strips, width, dtype=torch.float64)
     columns = torch.zeros(len(members), blocks, strips, dtype=torch.int64)
     for member, matrix in enumerate(members):
-        keys, place = _strip_keys(matrix).unique(return_inverse=True)
+        keys, place = torch.unique(_strip_keys(matrix), return_inverse=True)
         block = keys // size
         first = torch.searchsorted(block, torch.arange(blocks))
         slot = torch.arange(len(keys)) - first[block]

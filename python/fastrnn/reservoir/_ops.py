@@ -104,6 +104,8 @@ def run_blocks(
     rows = x.shape[1 - time] if x.dim() == 3 else 1
     if block_steps is None:
         block_steps = max(1, (1 << 19) // (max(rows, 1) * res.output_size * x.element_size()))
+    if block_steps < 1:
+        raise ValueError(f"run_blocks: block_steps must be at least 1, got {block_steps}")
     if res.bidirectional:
         block_steps = T
     h = h0
@@ -143,7 +145,7 @@ def forecast(
         horizon: number of steps, >= 0.
         drivers: (horizon, B, D) or (horizon, D): known inputs beside the fed-back ones;
             (B, horizon, D) with ``res.batch_first``.
-        last_input: (B, I) or (I,), the last input of the warm-up; needed if the readout sees inputs.
+        last_input: (B, I) or (I,), the last input of the warm-up; needed if the readout sees it.
         square: replace every second state (indices 1, 3, ...) by its square before the readout.
 
     Returns:
@@ -154,7 +156,9 @@ def forecast(
         ValueError: if sizes do not fit; it names the argument.
     """
     if res.bidirectional:
-        raise ValueError("forecast: res must not be bidirectional: it would have to know the future")
+        raise ValueError(
+            "forecast: res must not be bidirectional: it would have to know the future"
+        )
     batched = state.dim() == 3
     single = state if batched else state.unsqueeze(1)
     L, B, N = res.num_layers, single.shape[1], res.hidden_size
@@ -206,7 +210,7 @@ def _drivers_size(res: Reservoir, O: int) -> int:
                 f"got {O}"
             )
         return res.input_size
-    if O > res.input_size:
+    if res.input_size < O:
         raise ValueError(
             f"forecast: readout_weight has {O} outputs, but the reservoir only {res.input_size} "
             "inputs and no feedback (feedback_size)"

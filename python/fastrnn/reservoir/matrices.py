@@ -17,12 +17,6 @@ from torch import Generator, Tensor
 STRIP = 16
 """Neighbouring units whose connections are drawn together: csrc/include/fastrnn/reservoir.h."""
 
-DENSE_EIGENVALUES = 256
-"""Up to this size all eigenvalues are computed."""
-
-RESIDUAL = 1e-6
-"""Of the largest Ritz value, relative to it, where the Arnoldi iteration stops."""
-
 
 @dataclass(frozen=True)
 class Entries:
@@ -57,7 +51,7 @@ def from_matrix(matrix: Any, size: int) -> Entries:
     else:
         tensor = torch.as_tensor(matrix).detach().to("cpu", torch.float64)
         shape = tuple(tensor.shape)
-        sparse = tensor.to_sparse_coo().coalesce() if tensor.dim() == 2 else tensor
+        sparse = tensor.to_sparse().coalesce() if tensor.dim() == 2 else tensor
         if tensor.dim() == 2:
             (rows, columns), values = sparse.indices(), sparse.values()
     if shape != (size, size):
@@ -128,7 +122,9 @@ def dense(size: int, density: float, generator: Generator) -> Entries:
 
 def orthogonal_matrix(size: int, generator: Generator) -> Tensor:
     """Draw an orthogonal matrix: the Q of a matrix of nearly normal numbers, signs fixed."""
-    normal = sum(torch.rand(size, size, dtype=torch.float64, generator=generator) for _ in range(12))
+    normal = sum(
+        torch.rand(size, size, dtype=torch.float64, generator=generator) for _ in range(12)
+    )
     q, r = torch.linalg.qr(torch.as_tensor(normal) - 6)
     return torch.as_tensor(q * r.diagonal().sign())
 
@@ -244,9 +240,7 @@ def make(topology: Any, size: int, density: float, generator: Generator) -> Entr
     """Return the matrix that a ``topology`` argument stands for."""
     if isinstance(topology, Entries):
         if topology.size != size:
-            raise ValueError(
-                f"Reservoir: topology must have N = {size} units, got {topology.size}"
-            )
+            raise ValueError(f"Reservoir: topology must have N = {size} units, got {topology.size}")
         return topology
     if not isinstance(topology, str):
         return from_matrix(topology, size)
@@ -258,37 +252,6 @@ def make(topology: Any, size: int, density: float, generator: Generator) -> Entr
     return TOPOLOGIES[topology](size, density, generator)
 
 
-def with_spectral_radius(matrix: Entries, radius: float | None) -> Entries:
-    """Scale a matrix to a spectral radius, or leave it as it is for ``None``."""
-    if radius is None:
-        return matrix
-    if radius == 0:
-        return matrix.scaled(0.0)
-    found = spectral_radius(matrix)
-    if found == 0:
-        raise ValueError(
-            "Reservoir: spectral_radius cannot be set, since every eigenvalue of the recurrent "
-            "matrix is 0 (it is nilpotent); pass spectral_radius=None and weights of your own"
-        )
-    return matrix.scaled(radius / found)
-
-
-def spectral_radius(matrix: Entries) -> float:
-    """Return the largest modulus of an eigenvalue, to ten digits.
-
-    Small matrices: all eigenvalues. Large ones: Arnoldi iteration from a fixed start, until the
-    residual of the largest Ritz value is 1e-6 of it (its error is far smaller). Rounding to ten digits makes the result the
-    same on machines whose LAPACK rounds differently.
-    """
-    if _acyclic(matrix):
-        return 0.0
-    if matrix.size <= DENSE_EIGENVALUES:
-        found = float(torch.linalg.eigvals(matrix.dense()).abs().max())
-    else:
-        found = _arnoldi(matrix)
-    return float(f"{found:.9e}")
-
-
 def _all_entries(matrix: Tensor) -> Entries:
     size = matrix.shape[0]
     unit = torch.arange(size)
@@ -297,75 +260,6 @@ def _all_entries(matrix: Tensor) -> Entries:
 
 def _merged(size: int, rows: Tensor, columns: Tensor, values: Tensor) -> Entries:
     """Add up entries of the same place."""
-    places, inverse = (rows * size + columns).unique(return_inverse=True)
+    places, inverse = torch.unique(rows * size + columns, return_inverse=True)
     sums = torch.zeros(len(places), dtype=values.dtype).index_add_(0, inverse, values)
     return Entries(size, places // size, places % size, sums)
-
-
-def _acyclic(matrix: Entries) -> bool:
-    """Say whether no unit reaches itself: all eigenvalues are 0 then, which rounding would hide."""
-    stored = matrix.values != 0
-    rows, columns = matrix.rows[stored], matrix.columns[stored]
-    while len(rows):
-        fed = torch.zeros(matrix.size, dtype=torch.bool)
-        fed[rows] = True
-        keep = fed[columns]  # what comes from a unit that nothing feeds is on no cycle
-        if bool(keep.all()):
-            return False
-        rows, columns = rows[keep], columns[keep]
-    return True
-
-
-def _arnoldi(matrix: Entries) -> float:
-    """Return the modulus of the dominant eigenvalue by Arnoldi iteration without restarts."""
-    N = matrix.size
-    generator = torch.Generator().manual_seed(0)
-    start = uniform(N, generator=generator)
-    product = _product(matrix)
-    most = min(N, 4000)
-    basis = torch.empty(min(most, 128) + 1, N, dtype=torch.float64)
-    basis[0] = start / start.norm()
-    projected = torch.zeros(most + 1, most, dtype=torch.float64)
-    check, found = 64, 0.0
-    for j in range(most):
-        if j + 2 > len(basis):
-            basis = torch.cat([basis, torch.empty(min(len(basis), most + 1 - len(basis)), N)])
-        v = product(basis[j])
-        length = v.norm()
-        while True:
-            before = length
-            overlap = basis[: j + 1] @ v
-            v = v - overlap @ basis[: j + 1]
-            projected[: j + 1, j] += overlap
-            length = v.norm()
-            if length > 0.5 * before:  # else what rounding left along the basis matters: again
-                break
-            if length <= 1e-14 * projected[: j + 1, j].norm():
-                break
-        projected[j + 1, j] = length
-        invariant = bool(length <= 1e-14 * projected[: j + 2, j].norm())
-        if j + 1 == check or j + 1 == most or invariant:
-            found, residual = _dominant(projected[: j + 1, : j + 1], float(length))
-            if invariant or residual <= RESIDUAL * found:
-                return found
-            check = check * 5 // 4
-        basis[j + 1] = v / length
-    return found
-
-
-def _dominant(projected: Tensor, length: float) -> tuple[float, float]:
-    """Return the largest Ritz value's modulus and the bound of its residual."""
-    values, vectors = torch.linalg.eig(projected)
-    place = int(values.abs().argmax())
-    return float(values[place].abs()), length * float(vectors[-1, place].abs())
-
-
-def _product(matrix: Entries) -> Callable[[Tensor], Tensor]:
-    N = matrix.size
-    if len(matrix.values) * 4 > N * N:
-        full = matrix.dense()
-        return lambda v: full @ v
-    indices = torch.stack([matrix.rows, matrix.columns])
-    stored = torch.sparse_coo_tensor(indices, matrix.values, (N, N), check_invariants=False)
-    stored = stored.coalesce()
-    return lambda v: torch.mv(stored, v)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _inputs
 from ._layer import ReservoirLayer
+from ._run import run_layers
 from .matrices import Entries
 
 if TYPE_CHECKING:
@@ -39,11 +40,7 @@ def fit_intrinsic_plasticity(
             assert isinstance(layer, ReservoirLayer)
             seen = below.flip(0) if direction else below
             _adapt(layer, seen.double(), mean, std, learning_rate, epochs)
-        from .reservoir import run_layers
-
-        below = run_layers(
-            layers, res.directions, below[None], None, None, None, 0.0, False
-        )[0][0]
+        below = run_layers(layers, res.directions, below[None], None, None, None, 0.0, False)[0][0]
 
 
 def _adapt(
@@ -79,9 +76,7 @@ def _sparse(matrix: Entries) -> Tensor:
 
 
 @torch.no_grad()
-def echo_state_index(
-    res: Reservoir, x: Tensor, washout: int, trials: int, seed: int
-) -> float:
+def echo_state_index(res: Reservoir, x: Tensor, washout: int, trials: int, seed: int) -> float:
     """Return the mean distance of trajectories; see ``Reservoir.echo_state_index``."""
     owner = "echo_state_index"
     if res.feedback_size:
@@ -90,10 +85,12 @@ def echo_state_index(
         raise ValueError(f"{owner}: trials must be at least 1, got {trials}")
     batch = _inputs.read(owner, x, None, res.input_size, res.batch_first, res.dtype)
     T, B = batch.x.shape[:2]
-    if not 0 <= washout < T:
-        raise ValueError(f"{owner}: washout must be in [0, T) = [0, {T}), got {washout}")
-    from .reservoir import run_layers
-
+    end = T - washout if res.bidirectional else T  # backwards, the first steps are the last
+    if not 0 <= washout < end:
+        raise ValueError(
+            f"{owner}: washout must be in [0, T) = [0, {T}), or less than T / 2 if bidirectional, "
+            f"got {washout}"
+        )
     slots = len(res.layers)
     generator = torch.Generator().manual_seed(seed)
     h0 = torch.zeros(1, slots, (trials + 1) * B, res.hidden_size, dtype=res.dtype)
@@ -106,7 +103,7 @@ def echo_state_index(
         y, before = run_layers(
             res.layers, res.directions, part[None], before, None, None, 0.0, False
         )
-        states = y[0].unflatten(1, (trials + 1, B)).double()
+        states = y[0].reshape(len(part), trials + 1, B, -1).double()
         distances = (states[:, 1:] - states[:, :1]).norm(dim=-1).mean((1, 2))
-        total += float(distances[max(0, washout - start) :].sum())
-    return total / (T - washout)
+        total += float(distances[max(0, washout - start) : max(0, end - start)].sum())
+    return total / (end - washout)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from . import _engine, _inputs, matrices
+from . import _arguments, _inputs, matrices, plasticity, spectrum
 from ._inputs import Batch, Sequences
 from ._layer import ReservoirLayer
+from ._run import run_layers
 from .matrices import Entries
 
 ACTIVATIONS = ("tanh", "relu", "identity", "sigmoid")
@@ -43,7 +43,7 @@ class _Recipe:
     ) -> ReservoirLayer:
         """Draw, in this order: W, W_ih, which of it is kept, W_fb, the bias, O."""
         N = self.hidden_size
-        recurrent = matrices.with_spectral_radius(
+        recurrent = spectrum.with_spectral_radius(
             matrices.make(self.topology, N, self.density, generator), self.spectral_radius
         )
         w_ih = matrices.uniform(N, input_size, generator=generator) * input_scaling
@@ -150,12 +150,12 @@ class Reservoir(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.input_size = _count("input_size", input_size, 0)
-        self.hidden_size = _count("hidden_size", hidden_size, 1)
-        self.num_layers = _count("num_layers", num_layers, 1)
-        self.feedback_size = _count("feedback_size", feedback_size, 0)
+        self.input_size = _arguments.count("input_size", input_size, 0)
+        self.hidden_size = _arguments.count("hidden_size", hidden_size, 1)
+        self.num_layers = _arguments.count("num_layers", num_layers, 1)
+        self.feedback_size = _arguments.count("feedback_size", feedback_size, 0)
         self.bidirectional, self.batch_first = bidirectional, batch_first
-        self.noise = _in_range("noise", noise, 0, math.inf)
+        self.noise = _arguments.in_range("noise", noise, 0, math.inf)
         self.es2n = es2n
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -163,28 +163,30 @@ class Reservoir(nn.Module):
             )
         self.activation = activation
         if spectral_radius is not None:
-            _in_range("spectral_radius", spectral_radius, 0, math.inf)
-        _in_range("density", density, 0, 1, open_below=True)
-        _in_range("input_density", input_density, 0, 1, open_below=True)
+            _arguments.in_range("spectral_radius", spectral_radius, 0, math.inf)
+        _arguments.in_range("density", density, 0, 1, open_below=True)
+        _arguments.in_range("input_density", input_density, 0, 1, open_below=True)
         recipe = _Recipe(
             hidden_size,
             spectral_radius,
             density,
             topology,
             activation,
-            _bias(bias, hidden_size),
+            _arguments.bias(bias, hidden_size),
             es2n,
-            _dtype(dtype),
+            _arguments.dtype(dtype),
         )
-        leaks = _leaks(leak, num_layers, hidden_size)
-        scaling = _scaling(input_scaling, input_size)
+        leaks = _arguments.leaks(leak, num_layers, hidden_size)
+        scaling = _arguments.scaling(input_scaling, input_size)
         between = hidden_size * self.directions
         generator = torch.Generator().manual_seed(seed)
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
             for _ in range(self.directions):
                 reads = between if layer else input_size
-                upper = torch.tensor(_number("layer_scaling", layer_scaling) / between**0.5)
+                upper = torch.tensor(
+                    _arguments.number("layer_scaling", layer_scaling) / between**0.5
+                )
                 self.layers.append(
                     recipe.draw(
                         generator,
@@ -192,7 +194,7 @@ class Reservoir(nn.Module):
                         upper if layer else scaling,
                         1.0 if layer else input_density,
                         0 if layer else feedback_size,
-                        _number("feedback_scaling", feedback_scaling),
+                        _arguments.number("feedback_scaling", feedback_scaling),
                         leaks[layer],
                     )
                 )
@@ -262,10 +264,7 @@ class Reservoir(nn.Module):
         Raises:
             ValueError: for a wrong shape, dtype or device; the message names the argument.
         """
-        batch = _inputs.read(
-            "Reservoir", x, lengths, self.input_size, self.batch_first, self.dtype
-        )
-        T, B = batch.x.shape[:2]
+        batch = _inputs.read("Reservoir", x, lengths, self.input_size, self.batch_first, self.dtype)
         fed_back = self._feedback(feedback, batch)
         state = self._state(h0, batch)
         y, h = run_layers(
@@ -312,9 +311,7 @@ class Reservoir(nn.Module):
         Source: Schrauwen et al., Improving reservoirs using intrinsic plasticity, 2008, eq. for
         tanh units.
         """
-        from .plasticity import fit_intrinsic_plasticity
-
-        fit_intrinsic_plasticity(self, x, mean, std, learning_rate, epochs)
+        plasticity.fit_intrinsic_plasticity(self, x, mean, std, learning_rate, epochs)
         return self
 
     def echo_state_index(
@@ -328,7 +325,8 @@ class Reservoir(nn.Module):
 
         Args:
             x: (T, I), or (T, B, I), (B, T, I) with ``batch_first``: the mean over the batch.
-            washout: steps that are left out, in [0, T). Default 100.
+            washout: steps that are left out at the start, and at the end too if bidirectional, in
+                [0, T). Default 100.
             trials: number of random states, >= 1. Default 10.
             seed: of the states.
 
@@ -337,14 +335,14 @@ class Reservoir(nn.Module):
 
         Source: Gallicchio, Chasing the echo state property, 2019.
         """
-        from .plasticity import echo_state_index
-
-        return echo_state_index(self, x, washout, trials, seed)
+        return plasticity.echo_state_index(self, x, washout, trials, seed)
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the configuration that ``state_dict`` holds beside the weights."""
         return {name: getattr(self, name) for name in (*_SIZES, "activation", "noise")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over activation and noise; refuse other sizes."""
         for name in _SIZES:
             if state[name] != getattr(self, name):
                 raise ValueError(
@@ -352,10 +350,11 @@ class Reservoir(nn.Module):
                     f"that is loaded has {state[name]}"
                 )
         self.noise, self.activation = state["noise"], state["activation"]
-        for layer in self.layers:
-            layer.activation = self.activation
+        for index in range(len(self.layers)):
+            self._layer(index).activation = self.activation
 
     def extra_repr(self) -> str:
+        """Describe the module for ``print``."""
         layer = self._layer(0)
         text = f"{self.input_size}, {self.hidden_size}, layout={layer.recurrent.layout}"
         for name in ("num_layers", "feedback_size", "noise", "es2n", "bidirectional"):
@@ -401,101 +400,3 @@ class Reservoir(nn.Module):
 
 
 _SIZES = ("input_size", "hidden_size", "num_layers", "feedback_size", "bidirectional", "es2n")
-
-
-def run_layers(
-    layers: Iterable[nn.Module],
-    directions: int,
-    x: Tensor,
-    h0: Tensor | None,
-    feedback: Tensor | None,
-    lengths: Tensor | None,
-    noise: float,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run stacked layers of M members on x (M, T, B, I); h0 and the second result (M, L*D, B, N).
-
-    Returns the states of all layers side by side, (M, T, B, L*D*N), and the last ones.
-    """
-    outputs: list[Tensor] = []
-    states: list[Tensor] = []
-    below = x
-    for index, layer in enumerate(layers):
-        assert isinstance(layer, ReservoirLayer)
-        weights = layer.weights()
-        level, direction = divmod(index, directions)
-        if level and direction == 0:
-            below = _side_by_side(outputs[-directions:])
-        drawn = None
-        if noise:
-            M, T, B, _ = x.shape
-            drawn = torch.randn(M, T, B, weights.hidden_size, dtype=x.dtype) * noise
-        settings = _engine.Run(weights, lengths, drawn, direction == 1, batch_first)
-        given = None if h0 is None else h0[:, index]
-        y, h = _engine.run(below, feedback if level == 0 else None, given, settings)
-        outputs.append(y)
-        states.append(h)
-    return _side_by_side(outputs), states[0][:, None] if len(states) == 1 else torch.stack(states, 1)
-
-
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
-def _count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"Reservoir: {name} must be an integer >= {least}, got {value!r}")
-    return value
-
-
-def _number(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"Reservoir: {name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _in_range(name: str, value: float, low: float, high: float, open_below: bool = False) -> float:
-    number = _number(name, value)
-    if not (low < number if open_below else low <= number) or number > high:
-        raise ValueError(
-            f"Reservoir: {name} must be in {'(' if open_below else '['}{low}, {high}"
-            f"{')' if high == math.inf else ']'}, got {value!r}"
-        )
-    return number
-
-
-def _dtype(dtype: torch.dtype | None) -> torch.dtype:
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in _engine.DTYPES:
-        raise ValueError(f"Reservoir: dtype must be torch.float32 or torch.float64, got {dtype}")
-    return dtype
-
-
-def _finite(name: str, value: Tensor, form: str, expected: tuple[int, ...]) -> Tensor:
-    _inputs.check_shape("Reservoir", name, form, expected, value)
-    if not torch.isfinite(value).all():
-        raise ValueError(f"Reservoir: {name} must be finite, got inf or NaN")
-    return value.detach()
-
-
-def _bias(bias: float | Tensor, N: int) -> float | Tensor:
-    if isinstance(bias, Tensor):
-        return _finite("bias", bias, "(N,)", (N,))
-    return _in_range("bias", bias, 0, math.inf)
-
-
-def _scaling(scaling: float | Tensor, I: int) -> Tensor:
-    if isinstance(scaling, Tensor) and scaling.dim():
-        return _finite("input_scaling", scaling, "(I,)", (I,)).double()
-    return torch.tensor(_number("input_scaling", float(scaling)), dtype=torch.float64)
-
-
-def _leaks(leak: float | Tensor, layers: int, N: int) -> Tensor:
-    if not isinstance(leak, Tensor) or leak.dim() == 0:
-        number = _in_range("leak", float(leak), 0, 1, open_below=True)
-        return torch.full((layers, N), number, dtype=torch.float64)
-    shape = (N,) if leak.dim() == 1 else (layers, N)
-    value = _finite("leak", leak, "(N,) or (num_layers, N)", shape)
-    if not bool(((value > 0) & (value <= 1)).all()):
-        raise ValueError("Reservoir: leak must be in (0, 1] for every unit")
-    return value.expand(layers, N)
