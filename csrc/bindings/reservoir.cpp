@@ -4,6 +4,10 @@
 #include <fastrnn/reservoir.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../check.h"
 
 namespace py = pybind11;
@@ -149,6 +153,17 @@ void accumulate(const SizedGram& sized, Pointer states, int64_t states_row, Poin
   fr::accumulate(sized.gram, b);
 }
 
+// Asks for large pages for memory that is about to be written for the first time: where pages are
+// small, a fault for each takes longer than the states that it holds. Only a hint, so a refusal
+// does not matter.
+void advise_huge_pages([[maybe_unused]] Pointer start, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr Pointer kPage = 4096;
+  const Pointer first = (start + kPage - 1) / kPage * kPage, last = (start + bytes) / kPage * kPage;
+  if (last > first) madvise(at(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 void add_reservoir(py::module_& m) {
@@ -170,4 +185,5 @@ void add_reservoir(py::module_& m) {
   m.def("reservoir_backward", &backward);
   m.def("reservoir_forecast", &forecast);
   m.def("gram_accumulate", &accumulate);
+  m.def("advise_huge_pages", &advise_huge_pages, py::arg("start"), py::arg("bytes"));
 }

@@ -14,6 +14,8 @@ from .. import _ops
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 LAYOUTS = ("none", "strips", "rows", "panels")
 MAX_THREADS = 64
+LARGE = 4 << 20
+"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,16 @@ def _address(x: Tensor | None) -> int:
 def _outputs(weights: Weights, x: Tensor, batch_first: bool) -> Tensor:
     M, T, B, _ = x.shape
     if batch_first:
-        return x.new_empty(M, B, T, weights.hidden_size).transpose(1, 2)
-    return x.new_empty(M, T, B, weights.hidden_size)
+        return _fresh(x, M, B, T, weights.hidden_size).transpose(1, 2)
+    return _fresh(x, M, T, B, weights.hidden_size)
+
+
+def _fresh(like: Tensor, *shape: int) -> Tensor:
+    """Return memory that is about to be written, in large pages if it is large itself."""
+    memory = like.new_empty(shape)
+    if memory.nbytes >= LARGE and memory.device.type == "cpu":
+        _ops.core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Run:
         h0 = None if h0 is None else h0.contiguous()
         y = _outputs(weights, x, self.batch_first)
         h_n = x.new_empty(M, B, weights.hidden_size)
-        activated = x.new_empty(M, T, B, weights.hidden_size) if training else None
+        activated = _fresh(x, M, T, B, weights.hidden_size) if training else None
         problem = weights.problem(T, B, self.reverse)
         workspace, held = _ops.scratch(problem.workspace_bytes)
         _ops.core.reservoir_forward(
