@@ -281,6 +281,23 @@ def test_ring() -> None:
     assert torch.equal(constant[:, :17], constant[:, 17:34])
 
 
+def test_ring_forecast() -> None:
+    """The ring's closed loop is stepping it on its own readout."""
+    ring = RingReservoirs(6, 3, 1, 9, density=0.3, num_layers=2, dtype=torch.float64)
+    weight, bias = drawn(6, 54) / 9, drawn(6, seed=1)
+    x = drawn(4, 2, 6, seed=2)
+    y, h = ring(x)
+    out, last = forecast(ring, weight, bias, h, 5)
+    s, state = y[-1], h
+    for t in range(5):
+        torch.testing.assert_close(out[t], s @ weight.T + bias)
+        y, state = ring(out[t : t + 1], state)
+        s = y[0]
+    torch.testing.assert_close(last, state)
+    single, _ = forecast(ring, weight, bias, h[:, :, 1], 5)
+    torch.testing.assert_close(single, out[:, 1])
+
+
 def test_meta() -> None:
     res = small(num_layers=2).to("meta")
     y, h = res(torch.empty(5, 3, 2, dtype=torch.float64, device="meta"))

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _engine, _inputs
+from .population import RingReservoirs
 
 if TYPE_CHECKING:
     from .reservoir import Reservoir
+
+BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 512
 
 
 def gram_update(
@@ -92,18 +95,19 @@ def run_blocks(
         x: (T, B, I), (B, T, I) with ``res.batch_first``, or (T, I), with T >= 1.
         h0: (L*D, B, N) or (L*D, N); default zeros.
         feedback: as ``x``, with ``res.feedback_size`` features.
-        block_steps: steps per block; default: what keeps a block within half of an L2 cache.
+        block_steps: steps per block, >= 1; default: those of a megabyte of states, at least 512
+            rows, which ``gram_update`` takes in one go.
 
     Yields:
         (steps, y, h): the slice of steps, the states of these steps laid out as ``x`` with
-        ``res.output_size`` features, and the state after them. ``y`` is overwritten by the next
-        block.
+        ``res.output_size`` features, and the state after them.
     """
     time = 1 if res.batch_first and x.dim() == 3 else 0
     T = x.shape[time]
     rows = x.shape[1 - time] if x.dim() == 3 else 1
     if block_steps is None:
-        block_steps = max(1, (1 << 19) // (max(rows, 1) * res.output_size * x.element_size()))
+        wanted = max(BLOCK_ROWS, BLOCK_BYTES // (res.output_size * x.element_size()))
+        block_steps = max(1, wanted // max(rows, 1))
     if block_steps < 1:
         raise ValueError(f"run_blocks: block_steps must be at least 1, got {block_steps}")
     if res.bidirectional:
@@ -118,7 +122,7 @@ def run_blocks(
 
 @torch.no_grad()
 def forecast(
-    res: Reservoir,
+    res: Reservoir | RingReservoirs,
     readout_weight: Tensor,
     readout_bias: Tensor | None,
     state: Tensor,
@@ -138,15 +142,18 @@ def forecast(
 
     Args:
         res: a reservoir of one direction; input_size must be O + D, or D with feedback of size O.
+            Or a ``RingReservoirs`` with input_size O: its groups wait for each other's outputs, so
+            each step is a call.
         readout_weight: (O, res.output_size) or (O, res.output_size + res.input_size), float64 or
             the reservoir's dtype; the product is made in float64.
         readout_bias: (O,) or ``None``.
-        state: (L, B, N) or (L, N), after the warm-up.
+        state: (L, B, N) or (L, N), of a ring (G, L, B, N) or (G, L, N), after the warm-up.
         horizon: number of steps, >= 0.
         drivers: (horizon, B, D) or (horizon, D): known inputs beside the fed-back ones;
             (B, horizon, D) with ``res.batch_first``.
         last_input: (B, I) or (I,), the last input of the warm-up; needed if the readout sees it.
-        square: replace every second state (indices 1, 3, ...) by its square before the readout.
+        square: replace every second state of each layer (indices 1, 3, ...) by its square before
+            the readout.
 
     Returns:
         out, (horizon, B, O), (B, horizon, O) with ``res.batch_first``, or (horizon, O), in the
@@ -155,6 +162,10 @@ def forecast(
     Raises:
         ValueError: if sizes do not fit; it names the argument.
     """
+    if isinstance(res, RingReservoirs):
+        if drivers is not None or last_input is not None:
+            raise ValueError("forecast: drivers and last_input must be None for a ring")
+        return _ring_forecast(res, readout_weight, readout_bias, state, horizon, square)
     if res.bidirectional:
         raise ValueError(
             "forecast: res must not be bidirectional: it would have to know the future"
@@ -186,6 +197,34 @@ def forecast(
     if not batched:
         return result[:, 0], final[0, :, 0]
     return result.transpose(0, 1) if res.batch_first else result, final[0]
+
+
+def _ring_forecast(
+    ring: RingReservoirs,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    horizon: int,
+    square: bool,
+) -> tuple[Tensor, Tensor]:
+    batched = state.dim() == 4
+    h = state if batched else state.unsqueeze(-2)
+    L, B, N = ring.num_layers, h.shape[-2], ring.hidden_size
+    _inputs.check_shape("forecast", "state", "(G, L, B, N)", (ring.groups, L, B, N), h)
+    expected = (ring.input_size, ring.output_size)
+    _inputs.check_shape("forecast", "readout_weight", "(Q, G*L*N)", expected, weight)
+    odd = (torch.arange(ring.output_size) % N % 2 == 1) & square
+    w, b = weight.double(), 0 if bias is None else bias.double()
+    steps = []
+    for _ in range(horizon):
+        s = h.permute(2, 0, 1, 3).reshape(B, -1).double()
+        u = torch.where(odd, s * s, s) @ w.T + b
+        steps.append(u.to(ring.dtype))
+        _, h = ring(steps[-1].unsqueeze(1 if ring.batch_first else 0), h)
+    out = torch.stack(steps) if steps else h.new_empty(0, B, ring.input_size)
+    if not batched:
+        return out[:, 0], h.squeeze(-2)
+    return out.transpose(0, 1) if ring.batch_first else out, h
 
 
 def _check_readout(res: Reservoir, weight: Tensor, bias: Tensor | None) -> int:
