@@ -76,6 +76,20 @@ IMPORT_ORDER = (
         "reservoir.reservoir",
         "reservoir.population",
         "reservoir._ops",
+        "reservoir._moments",
+        "reservoir._solve",
+        "reservoir.readout",
+        "reservoir.online",
+        "reservoir.classify",
+        "reservoir.nvar",
+        "reservoir._series",
+        "reservoir._closed_loop",
+        "reservoir.esn",
+        "reservoir.ensemble",
+        "reservoir.datasets",
+        "reservoir.tasks",
+        "reservoir.tuning",
+        "reservoir.estimators",
     ]
     + ["reservoir", "__init__", "__main__"]
 )

@@ -25,7 +25,9 @@ from .cells.lstm import LSTM as LSTM
 from .cells.lstm import LSTMCell as LSTMCell
 from .quantize import Quantized as Quantized
 from .quantize import quantize_dynamic as quantize_dynamic
+from .reservoir import ESN as ESN
 from .reservoir import Reservoir as Reservoir
+from .reservoir import Ridge as Ridge
 from .streaming import Stream as Stream
 
 try:
@@ -34,6 +36,7 @@ except _metadata.PackageNotFoundError:  # imported from a build tree
     __version__ = _core_version()
 
 __all__ = [
+    "ESN",
     "GRU",
     "LSTM",
     "RNN",
@@ -42,6 +45,7 @@ __all__ = [
     "Quantized",
     "RNNCell",
     "Reservoir",
+    "Ridge",
     "Stream",
     "available_isas",
     "functional",
