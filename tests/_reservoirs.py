@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrnn.reservoir import Reservoir, _layer
 from fastrnn.reservoir._layer import PackedMatrix, ReservoirLayer
 
-LAYOUTS = ("strips", "rows", "panels")
+LAYOUTS = ("strips", "rows", "panels", "windows")
 ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -24,6 +24,8 @@ def with_layout(layout: str, monkeypatch: Any, *sizes: int, **options: Any) -> R
     with monkeypatch.context() as patch:
         patch.setattr(_layer, "STRIP_COST", 0.0 if layout == "strips" else 1e9)
         patch.setattr(_layer, "ENTRY_COST", 0.0 if layout == "rows" else 1e9)
+        for name in ("WINDOW_COST", "SLOW_WINDOW_COST"):
+            patch.setattr(_layer, name, 0.0 if layout == "windows" else 1e9)
         res = Reservoir(*sizes, **options)
     assert all(m.layout == layout for m in res.modules() if isinstance(m, PackedMatrix))
     return res

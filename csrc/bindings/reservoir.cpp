@@ -47,7 +47,7 @@ fr::Problem make_problem(const std::string& dtype, const std::string& activation
 constexpr size_t kMatrix = 6, kWeights = 4 + 2 * kMatrix;
 
 fr::Matrix read_matrix(const int64_t* v) {
-  FASTRNN_CHECK(v[0] >= 0 && v[0] <= 3, "layout must be in [0, 3], got " << v[0]);
+  FASTRNN_CHECK(v[0] >= 0 && v[0] <= 4, "layout must be in [0, 4], got " << v[0]);
   fr::Matrix m;
   m.layout = fr::Layout(v[0]), m.weights = address(v[1]), m.columns = address(v[2]);
   m.rows = static_cast<const int64_t*>(address(v[3])), m.K = v[4], m.wide = v[5] != 0;

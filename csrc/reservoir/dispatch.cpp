@@ -34,9 +34,10 @@ void check_problem(const Problem& p) {
 
 void check_matrix(const Problem& p, const Matrix& m, const char* name) {
   if (m.layout == Layout::kNone) return;
-  const bool sparse = m.layout != Layout::kPanels;
+  const bool sparse = m.layout == Layout::kStrips || m.layout == Layout::kRows;
   FASTRNN_CHECK(m.layout != Layout::kStrips || m.K >= 0, name << ": K must not be negative");
-  FASTRNN_CHECK(m.layout != Layout::kRows || m.rows, name << ": rows must be given");
+  FASTRNN_CHECK((m.layout != Layout::kRows && m.layout != Layout::kWindows) || m.rows,
+                name << ": rows must be given");
   FASTRNN_CHECK(!sparse || m.wide || p.N <= 65536, name << ": columns must be wide, N = " << p.N);
 }
 

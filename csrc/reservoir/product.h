@@ -10,12 +10,14 @@
 namespace fastrnn::FASTRNN_ISA {
 
 using reservoir::kBlock;
+using reservoir::kWindow;
 using reservoir::Layout;
 
 constexpr int kChains = 4;
 // Rows whose sums are in registers together: chains and one vector of weights for each chain.
 constexpr int kTileRows = kRegisters >= 32 ? 4 : 2;
 
+FASTRNN_HD int64_t windows_of(int64_t n) { return (n + kWindow - 1) / kWindow; }
 FASTRNN_HD int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 // Elements of a row of states: the first 16 follow the last again, so that strips need not wrap.
 FASTRNN_HD int64_t extended(int64_t n) { return blocks_of(n) * kBlock + kBlock; }
@@ -50,6 +52,7 @@ struct MatrixView {
     }
     if (layout == Layout::kPanels) weights += blocks * N * kBlock;
     if (layout == Layout::kRows) rows = m.rows + member * (n + 1);
+    if (layout == Layout::kWindows) rows = m.rows + member * (blocks_of(n) * windows_of(n) + 1);
   }
 };
 
@@ -121,6 +124,31 @@ struct Panels {
   }
 };
 
+template <class T>
+struct Windows {
+  const T* weights;
+  const uint8_t* places;
+  const int64_t* first;  // vectors of a window
+  int64_t count;         // windows
+
+  explicit Windows(const MatrixView<T>& m)
+      : weights(m.weights),
+        places(static_cast<const uint8_t*>(m.columns)),
+        first(m.rows),
+        count(windows_of(m.N)) {}
+
+  template <int R, class States>
+  FASTRNN_HD void add(Sums<T, R>& sums, int64_t block, int lane, const States& states) const {
+    const int64_t* from = first + block * count;
+    for (int64_t w = 0; w < count; ++w) {
+      const uint8_t* place = places + from[w] * kBlock + lane;
+      sums.add(weights + from[w] * kBlock + lane, from[w + 1] - from[w], [&](int r, int64_t k) {
+        return Vec<T>(native_lookup(states(r) + w * kWindow, place + k * kBlock));
+      });
+    }
+  }
+};
+
 // Calls body with the matrix in the form that tiles take; of compressed rows, with NoMatrix.
 template <class T, class Body>
 FASTRNN_HD void with_tiles(const MatrixView<T>& m, const Body& body) {
@@ -130,6 +158,8 @@ FASTRNN_HD void with_tiles(const MatrixView<T>& m, const Body& body) {
     body(Strips<T, uint16_t>(m));
   else if (m.layout == Layout::kPanels)
     body(Panels<T>(m));
+  else if (m.layout == Layout::kWindows)
+    body(Windows<T>(m));
   else
     body(NoMatrix());
 }

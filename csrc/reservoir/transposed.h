@@ -52,6 +52,19 @@ void add_transposed_rows(const MatrixView<T>& m, const T* d, T* out) {
       out[columns[e]] = multiply_add(m.weights[e], d[i], out[columns[e]]);
 }
 
+template <class T>
+void add_transposed_windows(const MatrixView<T>& m, const T* d, T* out) {
+  const uint8_t* places = static_cast<const uint8_t*>(m.columns);
+  const int64_t windows = windows_of(m.N);
+  for (int64_t b = 0; b < blocks_of(m.N); ++b)
+    for (int64_t w = 0; w < windows; ++w)
+      for (int64_t e = m.rows[b * windows + w]; e < m.rows[b * windows + w + 1]; ++e)
+        for (int64_t i = 0; i < kBlock; ++i) {
+          T& to = out[w * kWindow + places[e * kBlock + i]];
+          to = multiply_add(m.weights[e * kBlock + i], d[b * kBlock + i], to);
+        }
+}
+
 // out += m^T d; d is zero after N, out has extended(N) elements.
 template <class T>
 void add_transposed(const MatrixView<T>& m, const T* d, T* out) {
@@ -63,6 +76,8 @@ void add_transposed(const MatrixView<T>& m, const T* d, T* out) {
            : add_transposed_rows<T, uint16_t>(m, d, out);
   else if (m.layout == Layout::kPanels)
     add_transposed_panels(m.weights, blocks_of(m.N), m.N, d, out);
+  else if (m.layout == Layout::kWindows)
+    add_transposed_windows(m, d, out);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

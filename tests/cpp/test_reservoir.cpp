@@ -2,6 +2,7 @@
 // against the equation in double, gradients by differences, the closed loop, and the Gram sums.
 #include <fastrnn/reservoir.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -34,25 +35,59 @@ void fill(Guarded<T>& to, test::Random& random, double scale = 1) {
 template <class T>
 struct TestMatrix {
   Guarded<T> weights;
-  Guarded<unsigned char> columns;
+  Guarded<float> columns;  // for its alignment: what is in it are integers
   std::vector<int64_t> rows;
   Doubles dense;
   fr::Matrix view;
 
   TestMatrix(fr::Layout layout, int64_t n, int64_t K, bool wide, test::Random& random)
-      : weights(layout == fr::Layout::kStrips   ? blocks(n) * K * kBlock
-                : layout == fr::Layout::kPanels ? blocks(n) * n * kBlock
-                                                : n * K),
-        columns((layout == fr::Layout::kStrips ? blocks(n) * K : n * K) * (wide ? 4 : 2)),
+      : weights(stored(layout, n, K)),
+        columns((column_bytes(layout, n, K, wide) + 3) / 4),
         dense(static_cast<size_t>(n * n)) {
     fill(weights, random, 0.3);
     view.layout = layout, view.K = K, view.wide = wide;
     view.weights = weights.data(), view.columns = columns.data();
-    for (int64_t i = 0; i <= n; ++i) rows.push_back(i * K);
+    if (layout == fr::Layout::kWindows) {
+      place_windows(n, random);
+    } else {
+      for (int64_t i = 0; i <= n; ++i) rows.push_back(i * K);
+      for (int64_t i = 0; i < blocks(n) * kBlock; ++i)
+        for (int64_t k = 0; k < (layout == fr::Layout::kPanels ? n : K); ++k)
+          place(n, i, k, layout, random);
+    }
     view.rows = rows.data();
-    for (int64_t i = 0; i < blocks(n) * kBlock; ++i)
-      for (int64_t k = 0; k < (layout == fr::Layout::kPanels ? n : K); ++k)
-        place(n, i, k, layout, random);
+  }
+
+  static int64_t windows(int64_t n) { return (n + fr::kWindow - 1) / fr::kWindow; }
+  // Of windows, every second has two vectors.
+  static int64_t stored(fr::Layout layout, int64_t n, int64_t K) {
+    if (layout == fr::Layout::kStrips) return blocks(n) * K * kBlock;
+    if (layout == fr::Layout::kPanels) return blocks(n) * n * kBlock;
+    const int64_t all = blocks(n) * windows(n);
+    return layout == fr::Layout::kWindows ? (all + all / 2) * kBlock : n * K;
+  }
+
+  static int64_t column_bytes(fr::Layout layout, int64_t n, int64_t K, bool wide) {
+    if (layout == fr::Layout::kWindows) return stored(layout, n, K);
+    return (layout == fr::Layout::kStrips ? blocks(n) * K : n * K) * (wide ? 4 : 2);
+  }
+  unsigned char* column_memory() { return reinterpret_cast<unsigned char*>(columns.data()); }
+
+  void place_windows(int64_t n, test::Random& random) {
+    int64_t vector = 0;
+    rows.push_back(0);
+    for (int64_t w = 0; w < blocks(n) * windows(n); ++w) {
+      const int64_t block = w / windows(n), first = w % windows(n) * fr::kWindow;
+      for (const int64_t end = vector + 1 + w % 2; vector < end; ++vector)
+        for (int64_t lane = 0; lane < kBlock; ++lane) {
+          const int64_t entry = vector * kBlock + lane, i = block * kBlock + lane;
+          const int64_t at_place = random.below(std::min<int64_t>(fr::kWindow, n - first));
+          column_memory()[entry] = static_cast<unsigned char>(at_place);
+          if (i >= n) weights.data()[entry] = 0;
+          if (i < n) at(n, i, first + at_place) += static_cast<double>(weights.data()[entry]);
+        }
+      rows.push_back(vector);
+    }
   }
 
   void place(int64_t n, int64_t i, int64_t k, fr::Layout layout, test::Random& random) {
@@ -78,15 +113,15 @@ struct TestMatrix {
     const auto narrow = static_cast<uint16_t>(column);
     const auto wide = static_cast<int32_t>(column);
     if (view.wide)
-      std::memcpy(columns.data() + entry * 4, &wide, 4);
+      std::memcpy(column_memory() + entry * 4, &wide, 4);
     else
-      std::memcpy(columns.data() + entry * 2, &narrow, 2);
+      std::memcpy(column_memory() + entry * 2, &narrow, 2);
   }
   int64_t column_of(int64_t entry) {
     uint16_t narrow = 0;
     int32_t wide = 0;
-    std::memcpy(&narrow, columns.data() + entry * (view.wide ? 4 : 2), 2);
-    if (view.wide) std::memcpy(&wide, columns.data() + entry * 4, 4);
+    std::memcpy(&narrow, column_memory() + entry * (view.wide ? 4 : 2), 2);
+    if (view.wide) std::memcpy(&wide, column_memory() + entry * 4, 4);
     return view.wide ? wide : narrow;
   }
 };
@@ -269,7 +304,8 @@ void check_backward(Reservoir<double>& r, Sequences<double>& s, test::Random& ra
 std::vector<Setting> settings() {
   std::vector<Setting> all;
   test::Random random(5);
-  for (const fr::Layout layout : {fr::Layout::kStrips, fr::Layout::kRows, fr::Layout::kPanels})
+  for (const fr::Layout layout :
+       {fr::Layout::kStrips, fr::Layout::kRows, fr::Layout::kPanels, fr::Layout::kWindows})
     for (const int64_t N : {1, 7, 16, 33})
       for (const int64_t B : {1, 3, 18})
         all.push_back({layout, random.coin(), random.coin(), random.coin(), N, B,

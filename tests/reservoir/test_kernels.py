@@ -48,7 +48,7 @@ def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 def build(layout: str, monkeypatch: Any, N: int, dtype: torch.dtype, **options: Any) -> Reservoir:
     given: dict[str, Any] = {"density": 0.3, "leak": torch.linspace(0.2, 1, N), "dtype": dtype}
-    if layout == "rows":
+    if layout in ("rows", "windows"):
         given["topology"] = "independent"
     return with_layout(layout, monkeypatch, 3, N, **(given | options))
 

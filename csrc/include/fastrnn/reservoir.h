@@ -24,13 +24,21 @@ constexpr int64_t kBlock = 16;
 //     states, whatever the ISA. Cycles and delay lines are single strips, as are shifted diagonals.
 //   kRows: compressed rows; member m's row i has entries rows[m (N + 1) + i] to rows[... + i + 1].
 //   kPanels: dense, transposed block by block: element (16 b + i, k) at [b][k][i].
-enum class Layout { kNone, kStrips, kRows, kPanels };
+//   kWindows: of each block and each window of 32 columns, vectors of 16 weights, one for each row,
+//     with the place of each one's column in the window; a row with fewer has zeros. Window w of
+//     block b has vectors rows[m (blocks windows + 1) + b windows + w] to rows[... + 1]. Good where
+//     a register can be looked up in (AVX-512).
+enum class Layout { kNone, kStrips, kRows, kPanels, kWindows };
+
+constexpr int64_t kWindow = 32;
 
 struct Matrix {
   Layout layout = Layout::kNone;
-  const void* weights = nullptr;  // [M,ceil(N/16),K,16], [entries] or [M,ceil(N/16),N,16]
-  const void* columns = nullptr;  // [M,ceil(N/16),K] or [entries]: uint16_t, or int32_t if `wide`
-  const int64_t* rows = nullptr;  // [M,N+1], kRows only
+  // [M,ceil(N/16),K,16], [entries], [M,ceil(N/16),N,16] or [vectors,16]
+  const void* weights = nullptr;
+  // [M,ceil(N/16),K] or [entries]: uint16_t, or int32_t if `wide`; of kWindows [vectors,16] uint8_t
+  const void* columns = nullptr;
+  const int64_t* rows = nullptr;  // [M,N+1] or [M,ceil(N/16) ceil(N/32)+1], kRows and kWindows only
   int64_t K = 0;                  // kStrips only
   bool wide = false;
 };

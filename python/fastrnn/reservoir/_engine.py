@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _ops
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-LAYOUTS = ("none", "strips", "rows", "panels")
+LAYOUTS = ("none", "strips", "rows", "panels", "windows")
 MAX_THREADS = 64
 LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""

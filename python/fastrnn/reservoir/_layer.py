@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _ops
 from . import _engine
 from .matrices import STRIP, Entries
 
-# Time of what a row of 16 units needs, in units of one vector of dense weights: the engine picks
-# the cheapest. A strip reads unaligned states; single entries cost a load of each operand.
-STRIP_COST, ENTRY_COST = 1.3, 0.8
+# Time of what a block of 16 units needs, in units of one vector of dense weights: the cheapest
+# layout is taken. A strip reads unaligned states; single entries cost a load of each operand; a
+# vector of a window is looked up in registers, which is slow where no instruction does it.
+STRIP_COST, ENTRY_COST, WINDOW_COST, SLOW_WINDOW_COST = 1.3, 0.8, 1.7, 16.0
+WINDOW = 32
 UNSIGNED = 1 << 16
 
 
@@ -31,7 +34,12 @@ class PackedMatrix(nn.Module):
         super().__init__()
         self.members, self.size = len(members), members[0].size
         self.layout, self.strips = _choose(members)
-        pack = {"strips": _pack_strips, "rows": _pack_rows, "panels": _pack_panels}[self.layout]
+        pack = {
+            "strips": _pack_strips,
+            "rows": _pack_rows,
+            "panels": _pack_panels,
+            "windows": _pack_windows,
+        }[self.layout]
         weights, columns, rows = pack(members, self.strips)
         self.register_buffer("weights", weights.to(dtype))
         self.register_buffer("columns", columns)
@@ -50,6 +58,14 @@ class PackedMatrix(nn.Module):
             pointers = self.rows[member]
             part = slice(int(pointers[0]), int(pointers[-1]))
             return Entries(N, _row_numbers(pointers), columns[part], weights[part])
+        if self.layout == "windows":
+            windows = -(-N // WINDOW)
+            key = _row_numbers(self.rows[member])
+            part = slice(int(self.rows[member, 0]), int(self.rows[member, -1]))
+            row = (key // windows * STRIP)[:, None] + torch.arange(STRIP)
+            column = (key % windows * WINDOW)[:, None] + columns[part]
+            kept = weights[part] != 0
+            return Entries(N, row[kept], column[kept], weights[part][kept])
         if self.layout == "strips":
             column = (columns[member][:, :, None] + unit % STRIP) % N
         else:
@@ -68,6 +84,12 @@ class PackedMatrix(nn.Module):
             return
         padded = factor.new_ones(blocks * STRIP)
         padded[:N] = factor
+        if self.layout == "windows":
+            for pointers in self.rows:
+                part = slice(int(pointers[0]), int(pointers[-1]))
+                block = _row_numbers(pointers) // -(-N // WINDOW)
+                self.weights[part] *= padded.reshape(blocks, STRIP)[block]
+            return
         self.weights *= padded.reshape(blocks, 1, STRIP)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -145,6 +167,28 @@ def _row_numbers(pointers: Tensor) -> Tensor:
     return torch.arange(len(pointers) - 1).repeat_interleave(pointers.diff())
 
 
+def _window_ranks(matrix: Entries) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort entries; return the order, each one's window, and its place among the row's in there.
+
+    A window is numbered within all blocks: block times the number of windows plus its own number.
+    """
+    windows = -(-matrix.size // WINDOW)
+    order = torch.argsort(matrix.rows * matrix.size + matrix.columns)
+    rows, window = matrix.rows[order], matrix.columns[order] // WINDOW
+    _, counts = torch.unique_consecutive(rows * windows + window, return_counts=True)
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(order)) - starts.repeat_interleave(counts)
+    return order, rows // STRIP * windows + window, rank
+
+
+def _window_vectors(matrix: Entries) -> Tensor:
+    """Return how many vectors each window of each block needs."""
+    size = matrix.size
+    _, key, rank = _window_ranks(matrix)
+    needed = torch.zeros(-(-size // STRIP) * -(-size // WINDOW), dtype=torch.int64)
+    return needed.scatter_reduce_(0, key, rank + 1, "amax")
+
+
 def _index_dtype(size: int) -> torch.dtype:
     """16 bits where they suffice; torch has no arithmetic on unsigned ones, so it sees int16."""
     return torch.int16 if size <= UNSIGNED else torch.int32
@@ -159,12 +203,19 @@ def _strip_keys(matrix: Entries) -> Tensor:
 def _choose(members: Sequence[Entries]) -> tuple[str, int]:
     size = members[0].size
     blocks = -(-size // STRIP)
-    strips, entries = 0, 0.0
+    strips, entries, vectors = 0, 0.0, 0.0
     for matrix in members:
+        vectors = max(vectors, float(_window_vectors(matrix).sum()) / blocks)
         keys = torch.unique(_strip_keys(matrix))
         strips = max(strips, int(torch.bincount(keys // size, minlength=blocks).max()))
         entries = max(entries, len(matrix.values) / blocks)
-    costs = {"strips": strips * STRIP_COST, "rows": entries * ENTRY_COST, "panels": float(size)}
+    window_cost = WINDOW_COST if "avx512" in _ops.isa() else SLOW_WINDOW_COST
+    costs = {
+        "strips": strips * STRIP_COST,
+        "rows": entries * ENTRY_COST,
+        "panels": float(size),
+        "windows": vectors * window_cost,
+    }
     layout = min(costs, key=lambda name: costs[name])
     return layout, strips if layout == "strips" else 0
 
@@ -207,3 +258,23 @@ def _pack_panels(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tenso
     panels = padded.reshape(len(members), blocks, width, size).transpose(2, 3).contiguous()
     none = torch.empty(0, dtype=torch.int64)
     return panels, none.to(_index_dtype(size)), none.reshape(0, 0)
+
+
+def _pack_windows(members: Sequence[Entries], strips: int) -> tuple[Tensor, Tensor, Tensor]:
+    start = 0
+    weights, places, rows = [], [], []
+    for matrix in members:
+        order, key, rank = _window_ranks(matrix)
+        needed = _window_vectors(matrix)
+        ends = start + needed.cumsum(0)
+        pointers = torch.cat([torch.tensor([start]), ends])
+        slot = pointers[key] - start + rank
+        lane = matrix.rows[order] % STRIP
+        count = int(needed.sum())
+        weights.append(torch.zeros(count, STRIP, dtype=torch.float64))
+        weights[-1][slot, lane] = matrix.values[order]
+        places.append(torch.zeros(count, STRIP, dtype=torch.uint8))
+        places[-1][slot, lane] = (matrix.columns[order] % WINDOW).to(torch.uint8)
+        rows.append(pointers)
+        start += count
+    return torch.cat(weights), torch.cat(places), torch.stack(rows)
