@@ -43,7 +43,7 @@ def layer_reference(
 ) -> tuple[Tensor, Tensor]:
     """Return y (T, B, N) and h (B, N) in float64."""
     T, B = x.shape[:2]
-    x = x.double()
+    x, unit, sequence = x.double(), layer.bias.shape[1], torch.arange(B)
     w, w_ih, w_fb = (
         layer.recurrent.entries(member).dense(),
         layer.weight_ih[member].double(),
@@ -52,25 +52,24 @@ def layer_reference(
     bias, leak = layer.bias[member].double(), layer.leak[member].double()
     carry = None if layer.carry is None else layer.carry.entries(member).dense()
     f = ACTIVATIONS[layer.activation]
-    h = x.new_zeros(B, len(bias)) if h0 is None else h0.double()
+    state = x.new_zeros(B, unit) if h0 is None else h0.double()
     lengths = torch.full((B,), T) if lengths is None else lengths
-    ys: list[list[Tensor]] = [[] for _ in range(B)]
-    final = []
-    for b in range(B):
-        length, state, rows = int(lengths[b]), h[b], {}
-        order = range(length - 1, -1, -1) if reverse else range(length)
-        for t in order:
-            total = w @ state + w_ih @ x[t, b] + bias
-            if feedback is not None:
-                total = total + w_fb @ feedback[t, b].double()
-            if noise is not None:
-                total = total + noise[t, b].double()
-            kept = state if carry is None else carry @ state
-            state = (1 - leak) * kept + leak * f(total)
-            rows[t] = state
-        ys[b] = [rows.get(t, torch.zeros_like(state)) for t in range(T)]
-        final.append(state)
-    return torch.stack([torch.stack(row) for row in ys], 1), torch.stack(final)
+    states = [state]
+    for step in range(T):
+        alive = (step < lengths)[:, None]
+        t = (lengths - 1 - step).clamp(min=0) if reverse else torch.full((B,), step)
+        total = state @ w.T + x[t, sequence] @ w_ih.T + bias
+        if feedback is not None:
+            total = total + feedback[t, sequence].double() @ w_fb.T
+        if noise is not None:
+            total = total + noise[t, sequence].double()
+        kept = state if carry is None else state @ carry.T
+        state = torch.where(alive, (1 - leak) * kept + leak * f(total), state)
+        states.append(state)
+    t = torch.arange(T)[:, None]
+    after = (lengths - t).clamp(min=0) if reverse else (t + 1).expand(T, B)
+    y = torch.stack(states)[after, sequence]
+    return torch.where((t < lengths)[..., None], y, torch.zeros_like(y)), state
 
 
 def reference(

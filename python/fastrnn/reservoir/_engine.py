@@ -14,6 +14,8 @@ from .. import _ops
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 LAYOUTS = ("none", "strips", "rows", "panels", "windows")
 MAX_THREADS = 64
+THREADED_WORK = 1 << 20
+"""Multiply-adds from which a call is worth more than one thread."""
 LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""
 
@@ -73,6 +75,7 @@ class Weights:
 
     def problem(self, T: int, B: int, reverse: bool = False) -> Any:
         """Return the compiled module's problem."""
+        stored = self.w_ih.numel() + self.w_fb.numel() + self.recurrent.weights.numel()
         return _ops.core.ReservoirProblem(
             DTYPES[self.w_ih.dtype],
             self.activation,
@@ -83,13 +86,13 @@ class Weights:
             self.w_fb.shape[2],
             self.hidden_size,
             reverse,
-            threads(),
+            threads(T * B * stored),
         )
 
 
-def threads() -> int:
-    """Return how many threads may work on a call."""
-    return min(torch.get_num_threads(), MAX_THREADS)
+def threads(work: int) -> int:
+    """Return how many threads may work on a call of so many multiply-adds."""
+    return min(torch.get_num_threads(), MAX_THREADS) if work >= THREADED_WORK else 1
 
 
 def _features_adjacent(x: Tensor) -> Tensor:
@@ -289,7 +292,12 @@ def accumulate(
     """Add the sums over a block of rows; ``gram_update`` says which."""
     n, N = states.shape
     sized = _ops.core.Gram(
-        DTYPES[states.dtype], DTYPES[targets.dtype], n, N, targets.shape[1], threads()
+        DTYPES[states.dtype],
+        DTYPES[targets.dtype],
+        n,
+        N,
+        targets.shape[1],
+        threads(n * N * (N // 2 + targets.shape[1])),
     )
     workspace, held = _ops.scratch(sized.workspace_bytes)
     _ops.core.gram_accumulate(
