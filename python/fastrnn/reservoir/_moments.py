@@ -36,14 +36,10 @@ class Moments:
         """Add a block of rows (n, features), (n, outputs), each counted ``weights[t]`` times."""
         if states.shape[0] == 0:
             return
-        if weights is None:
-            weight = float(states.shape[0])
-            mean = torch.cat([part.mean(0, dtype=torch.float64) for part in (states, targets)])
-        else:
-            weight = float(weights.sum())
-            if weight == 0:
-                return
-            mean = torch.cat([weights @ part.double() / weight for part in (states, targets)])
+        weight = float(states.shape[0]) if weights is None else float(weights.sum())
+        if weight == 0:
+            return
+        mean = _means(states, targets, weights)
         self._add(states, targets, weights, mean)
         self._add_row(self._blend(weight, mean))
         self.rows += states.shape[0]
@@ -127,6 +123,13 @@ def _readable(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
+def _means(states: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean row of a block."""
+    if weights is None:
+        return torch.cat([part.mean(0, dtype=torch.float64) for part in (states, targets)])
+    return torch.cat([weights @ part.double() for part in (states, targets)]) / weights.sum()
+
+
 class Gram(Moments):
     """The scatter matrix itself: one symmetric product a block."""
 
@@ -136,33 +139,52 @@ class Gram(Moments):
         self._cross = torch.zeros(features, outputs, dtype=torch.float64)
         self._square = torch.zeros(outputs, outputs, dtype=torch.float64)
         self._sums = torch.zeros(features, dtype=torch.float64)
-        self._pending: list[Tensor] = []
+        self._pending: list[tuple[float, Tensor]] = []
 
-    def _add(
-        self, states: Tensor, targets: Tensor, weights: Tensor | None, mean: Tensor
-    ) -> None:
-        shift, target_shift = mean[: self.features], mean[self.features :]
+    def update(self, states: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add a block of rows (n, features), (n, outputs), each counted ``weights[t]`` times.
+
+        Rows are centred by the mean m of those before, or the first block's own. What that leaves,
+        n^2 / (N + n) d d^T for n rows of mean m + d after N, is taken away, and is small beside
+        what the block adds.
+        """
+        weight = float(states.shape[0]) if weights is None else float(weights.sum())
+        if weight == 0:
+            return
         states, targets = _readable(states), _readable(targets)
+        pivot = self.mean if self.weight else _means(states, targets, weights)
+        shift, target_shift = pivot[: self.features], pivot[self.features :]
+        self._sums.zero_()
         _ops.gram_update(
             states, targets, self._gram, self._cross, self._sums, shift, target_shift, weights
         )
         centred = targets.double() - target_shift
         weighted = centred if weights is None else centred * weights.unsqueeze(1)
         self._square.addmm_(centred.T, weighted)
+        difference = torch.cat([self._sums, weighted.sum(0)]) / weight
+        self.weight += weight
+        self.mean = pivot + difference * (weight / self.weight)
+        self.rows += states.shape[0]
+        self._wait(-1.0, difference * (weight / math.sqrt(self.weight)))
 
     def _add_row(self, row: Tensor) -> None:
-        self._pending.append(row)
+        self._wait(1.0, row)
+
+    def _wait(self, sign: float, row: Tensor) -> None:
+        self._pending.append((sign, row))
         if len(self._pending) >= PENDING:
             self._fold()
 
     def _fold(self) -> None:
-        if self._pending:
-            rows = torch.stack(self._pending)
-            states, targets = rows[:, : self.features], rows[:, self.features :]
-            self._gram.addmm_(states.T, states)
-            self._cross.addmm_(states.T, targets)
-            self._square.addmm_(targets.T, targets)
-            self._pending = []
+        for sign in (1.0, -1.0):
+            waiting = [row for s, row in self._pending if s == sign]
+            if waiting:
+                rows = torch.stack(waiting)
+                states, targets = rows[:, : self.features], rows[:, self.features :]
+                self._gram.addmm_(states.T, states, alpha=sign)
+                self._cross.addmm_(states.T, targets, alpha=sign)
+                self._square.addmm_(targets.T, targets, alpha=sign)
+        self._pending = []
 
     def _add_all(self, other: Moments) -> None:
         assert isinstance(other, Gram)

@@ -206,7 +206,7 @@ def padded(group: list[Piece], pooled: bool) -> Piece:
 
 def check_finite(name: str, values: Tensor) -> None:
     """Raise a ``ValueError`` that names the argument and its first column with NaN or infinity."""
-    finite = torch.isfinite(values).reshape(-1, values.shape[-1]).all(0)
+    finite = torch.isfinite(values).flatten(0, -2).all(0)
     if not bool(finite.all()):
         column = int(torch.nonzero(~finite)[0])
         raise ValueError(

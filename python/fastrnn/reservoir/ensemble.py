@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Ensemble(nn.Module):
 
     def fit(self, x: Any, y: Any = None, washout: int | None = None, **options: Any) -> Ensemble:
         """Fit every member; arguments are those of ``ESN.fit``, but for iterators."""
-        if not isinstance(x, Tensor | list | tuple) and iter(x) is x:
+        if isinstance(x, Iterator):
             raise ValueError("Ensemble: x must be readable once for each member, got an iterator")
         for member in self._networks():
             member.fit(x, y, washout, **options)

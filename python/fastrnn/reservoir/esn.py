@@ -138,7 +138,7 @@ class ESN(nn.Module):
                 constant columns, or a problem that the solver refuses; the message names the
                 argument. The last fit stays in force then.
         """
-        once = not isinstance(x, Tensor | list | tuple) and iter(x) is x
+        once = isinstance(x, Iterator)
         steady = isinstance(x, Tensor | list | tuple) and not self._noisy
         repeat = "never" if once else "exact" if steady else "varied"
         rows = self._count(x, washout) if isinstance(x, Tensor | list | tuple) else None
@@ -430,7 +430,7 @@ class ESN(nn.Module):
             for piece in pieces:
                 if not streams:
                     session.restart()
-                session.add(piece, washed)
+                session.add(piece, washed, streams)
 
 
 class _Session:
@@ -439,6 +439,7 @@ class _Session:
     def __init__(self, esn: ESN) -> None:
         self.esn = esn
         self.x, self.y = Ranges("x", esn.input_size), Ranges("y", esn.output_size)
+        self.washout = self.rows = 0
         self.restart()
 
     def restart(self) -> None:
@@ -447,16 +448,14 @@ class _Session:
         self.last: Tensor | None = None
         self.steps = 0
 
-    def add(self, piece: Piece, washout: int) -> None:
-        """Run a piece and hand its rows to the readout."""
+    def add(self, piece: Piece, washout: int, streams: bool) -> None:
+        """Run a piece and hand its rows to the readout; more of its series may follow a stream's."""
         esn = self.esn
         shortest = int(piece.steps().min())
         left = max(washout - self.steps, 0)
-        if left >= shortest and self.steps == 0:
-            raise ValueError(
-                f"ESN: washout must be shorter than every series, got {washout} for a series of "
-                f"{shortest} steps"
-            )
+        if left >= shortest and not streams:
+            raise _too_long(washout, shortest)
+        self.washout = washout
         self._range(piece)
         feedback = shifted(piece.y.to(piece.x.dtype), self.last) if self._feeds else None
         pool = _Pool(esn.pooling, left, piece.lengths)
@@ -468,6 +467,7 @@ class _Session:
             else:
                 self._rows(piece, steps, features, left, lengths)
         if esn.pooling:
+            self.rows += piece.y.shape[0]
             esn.readout.update(pool.result(), piece.y, piece.weights)
         elif self._feeds:
             self.last = piece.y[-1:].to(piece.x.dtype)
@@ -503,10 +503,15 @@ class _Session:
             features, targets = features[alive], targets[alive]
             weights = None if weights is None else weights[alive]
         if features.shape[0]:
+            self.rows += features.shape[0]
             self.esn.readout.update(features, targets, weights)
 
     def check(self) -> None:
-        """Refuse columns that never change."""
+        """Refuse a stream that ends within the washout, and columns that never change."""
+        if not self.rows:
+            if not self.steps:
+                raise ValueError("ESN: x must yield at least one pair (x, y), got none")
+            raise _too_long(self.washout, self.steps)
         group = getattr(self.esn.readout, "process_group", None)
         if not self._feeds:
             self.x.check(group)
@@ -548,6 +553,13 @@ def shifted(y: Tensor, last: Tensor | None) -> Tensor:
     """Return the targets of the step before each, (T, B, O), zeros or ``last`` first."""
     first = torch.zeros_like(y[:1]) if last is None else last
     return torch.cat([first, y[:-1]])
+
+
+def _too_long(washout: int, steps: int) -> ValueError:
+    return ValueError(
+        f"ESN: washout must be shorter than every series, got {washout} for a series of {steps} "
+        "steps"
+    )
 
 
 def _check_washout(washout: object) -> int:
