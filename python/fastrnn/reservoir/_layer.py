@@ -12,10 +12,13 @@ from .. import _ops
 from . import _engine
 from .matrices import STRIP, Entries
 
-# Time of what a block of 16 units needs, in units of one vector of dense weights: the cheapest
-# layout is taken. A strip reads unaligned states; single entries cost a load of each operand; a
-# vector of a window is looked up in registers, which is slow where no instruction does it.
+# Time of what a block of 16 units needs, in units of one vector of dense float32 weights: the
+# cheapest layout is taken. A strip reads unaligned states; single entries cost a load of each
+# operand, whatever their width; a vector of a window is looked up in registers, which is slow where
+# no instruction does it. In float64 vectors are twice as long and a lookup takes two, and once
+# the zeros of windows no longer fit in a cache they cost more than they save.
 STRIP_COST, ENTRY_COST, WINDOW_COST, SLOW_WINDOW_COST = 1.3, 0.8, 1.7, 16.0
+DOUBLE_WINDOW_BYTES = 8 << 20
 WINDOW = 32
 UNSIGNED = 1 << 16
 
@@ -33,7 +36,7 @@ class PackedMatrix(nn.Module):
     def __init__(self, members: Sequence[Entries], dtype: torch.dtype) -> None:
         super().__init__()
         self.members, self.size = len(members), members[0].size
-        self.layout, self.strips = _choose(members)
+        self.layout, self.strips = _choose(members, dtype)
         pack = {
             "strips": _pack_strips,
             "rows": _pack_rows,
@@ -200,7 +203,7 @@ def _strip_keys(matrix: Entries) -> Tensor:
     return matrix.rows // STRIP * matrix.size + start
 
 
-def _choose(members: Sequence[Entries]) -> tuple[str, int]:
+def _choose(members: Sequence[Entries], dtype: torch.dtype) -> tuple[str, int]:
     size = members[0].size
     blocks = -(-size // STRIP)
     strips, entries, vectors = 0, 0.0, 0.0
@@ -209,12 +212,15 @@ def _choose(members: Sequence[Entries]) -> tuple[str, int]:
         keys = torch.unique(_strip_keys(matrix))
         strips = max(strips, int(torch.bincount(keys // size, minlength=blocks).max()))
         entries = max(entries, len(matrix.values) / blocks)
-    window_cost = WINDOW_COST if "avx512" in _ops.isa() else SLOW_WINDOW_COST
+    fast = "avx512" in _ops.isa()
+    width = dtype.itemsize // 4
+    if width == 2 and vectors * blocks * STRIP * 9 > DOUBLE_WINDOW_BYTES:
+        fast = False
     costs = {
-        "strips": strips * STRIP_COST,
+        "strips": width * strips * STRIP_COST,
         "rows": entries * ENTRY_COST,
-        "panels": float(size),
-        "windows": vectors * window_cost,
+        "panels": float(width * size),
+        "windows": width * vectors * (WINDOW_COST if fast else SLOW_WINDOW_COST),
     }
     layout = min(costs, key=lambda name: costs[name])
     return layout, strips if layout == "strips" else 0
