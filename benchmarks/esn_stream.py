@@ -1,4 +1,4 @@
-"""Fit series of 10^5 to 10^7 steps that never exist as a whole: python benchmarks/esn_stream.py
+"""Fit series of 10^5 to 10^7 steps that never exist as a whole: python benchmarks/esn_stream.py.
 
 The series comes in pieces of 10,000 steps, N = 500, float32 states. Printed are the time and the
 growth of the process's memory during each fit: the latter does not depend on T.
@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from fastrnn.reservoir import ESN, Ridge
 from torch import Tensor
 from tqdm import tqdm
+
+from fastrnn.reservoir import ESN, Ridge
 
 PIECE = 10_000
 
@@ -57,7 +58,9 @@ def main() -> None:
         esn.fit(source, washout=100, continued=True)
         seconds = time.perf_counter() - begin
         grown = source.peak - before
-        rows.append({"T": steps, "seconds": seconds, "MiB": grown, "us_per_step": seconds / steps * 1e6})
+        rows.append(
+            {"T": steps, "seconds": seconds, "MiB": grown, "us_per_step": seconds / steps * 1e6}
+        )
         print(f"T = {steps:>10,}: {seconds:7.1f} s, memory grows by {grown:.0f} MiB", flush=True)
         print(f"    {esn.readout.report}")
     if options.output:

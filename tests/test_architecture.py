@@ -51,9 +51,7 @@ MAY_INCLUDE = {
 }
 # What echo state networks may import besides: standard modules, and extras within functions (the
 # scikit-learn estimators are a module of their own, loaded when asked for).
-RESERVOIR_ONLY = ("contextlib", "itertools", "pathlib", "scipy", "sklearn", "optuna", "tqdm") + (
-    "matplotlib",
-)
+RESERVOIR_ONLY = "contextlib itertools matplotlib optuna pathlib scipy sklearn tqdm".split()
 # Files of this package, lowest first: each imports only what stands before it.
 IMPORT_ORDER = (
     [
@@ -84,10 +82,12 @@ IMPORT_ORDER = (
         "reservoir._moments",
         "reservoir._solve",
         "reservoir.readout",
+        "reservoir.ridge",
         "reservoir.online",
         "reservoir.classify",
         "reservoir.nvar",
         "reservoir._series",
+        "reservoir._session",
         "reservoir._closed_loop",
         "reservoir.esn",
         "reservoir.ensemble",

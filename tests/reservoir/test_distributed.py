@@ -26,8 +26,7 @@ CASES = [
 def series() -> list[Tensor]:
     t = torch.arange(300, dtype=torch.float64)[:, None]
     return [
-        torch.cat([torch.sin(t * (0.1 + 0.03 * k)), torch.cos(t * 0.17 + k)], 1)
-        for k in range(5)
+        torch.cat([torch.sin(t * (0.1 + 0.03 * k)), torch.cos(t * 0.17 + k)], 1) for k in range(5)
     ]
 
 

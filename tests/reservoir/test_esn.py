@@ -43,9 +43,7 @@ def network(features: int = 2, outputs: int = 2, size: int = 40, **options: Any)
     for name in ("batch_first", "noise", "feedback_size", "num_layers", "bidirectional", "leak"):
         if name in options:
             reservoir[name] = options.pop(name)
-    return ESN(
-        features, outputs, reservoir=Reservoir(features, size, **reservoir), **options
-    )
+    return ESN(features, outputs, reservoir=Reservoir(features, size, **reservoir), **options)
 
 
 def same(one: ESN, other: ESN, tolerance: float = 1e-6) -> None:
@@ -122,9 +120,7 @@ def test_a_batch_is_its_series(batch_first: bool) -> None:
 def test_a_loader_streams_one_long_series(solver: str) -> None:
     """Pieces of a series, with the state carried on, are the series."""
     x = waves(1001)
-    pieces = DataLoader(
-        TensorDataset(x[:-1], x[1:]), batch_size=64, shuffle=False
-    )
+    pieces = DataLoader(TensorDataset(x[:-1], x[1:]), batch_size=64, shuffle=False)
     esn = network(readout=Ridge(ALPHA, solver)).fit(pieces, washout=100, continued=True)
     same(esn, network(readout=Ridge(ALPHA)).fit(x[:-1], x[1:], washout=100))
     assert esn.readout.report.rows == 900
@@ -318,9 +314,7 @@ def test_force_learns_in_the_loop() -> None:
     y = (torch.sin(steps * 0.1) + 0.5 * torch.sin(steps * 0.2))[:, None]
     u = torch.zeros(2500, 0, dtype=DOUBLE)
     readout = FORCE(1.0)
-    res = Reservoir(
-        0, 120, spectral_radius=1.3, density=0.1, feedback_size=1, dtype=DOUBLE, seed=1
-    )
+    res = Reservoir(0, 120, spectral_radius=1.3, density=0.1, feedback_size=1, dtype=DOUBLE, seed=1)
     esn = ESN(0, 1, reservoir=res, readout=readout)
     outputs = readout.train_loop(esn, u[:2000], y[:2000], washout=100)
     assert float((outputs[1500:] - y[1500:2000]).abs().max()) < 0.2
@@ -358,9 +352,7 @@ def test_ring_bidirectional_and_ensemble() -> None:
     torch.testing.assert_close(esn.forecast(x, 3)[0], esn.predict(x)[-1])
     both = network(6, 6, bidirectional=True).fit(x, torch.roll(x, -3, 0), washout=5)
     assert both.predict(x).shape == (300, 6)
-    members = [
-        ESN(6, 6, 30, density=0.5, seed=seed, dtype=DOUBLE) for seed in range(3)
-    ]
+    members = [ESN(6, 6, 30, density=0.5, seed=seed, dtype=DOUBLE) for seed in range(3)]
     ensemble = Ensemble(members).fit(x[:-1], x[1:], washout=30)
     mean = torch.stack([member.predict(x) for member in members]).mean(0)
     torch.testing.assert_close(ensemble.predict(x), mean)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrnn.reservoir._moments import EPSILON, CholeskyQR3, Gram, Triangle
 from fastrnn.reservoir._solve import SAFE, by_cholesky
-from fastrnn.reservoir.readout import Ridge
+from fastrnn.reservoir.ridge import Ridge
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -54,9 +54,7 @@ def exact(
 @pytest.mark.parametrize("solver", ["cholesky", "tsqr", "cholqr3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_solvers_agree_with_sixty_digits(
-    solver: str, dtype: torch.dtype, weighted: bool
-) -> None:
+def test_solvers_agree_with_sixty_digits(solver: str, dtype: torch.dtype, weighted: bool) -> None:
     states, targets = (part.to(dtype) for part in rows(61, 7, 2.0))
     weights = torch.rand(61, dtype=torch.float64, generator=GENERATOR) if weighted else None
     readout = Ridge(1e-3, solver).fit(states, targets, weights)
@@ -159,7 +157,9 @@ def test_cholesky_refuses_singular_states_and_keeps_the_last_fit() -> None:
     readout = Ridge(1.0, "cholesky").fit(states, targets)
     weight = readout.weight.clone()
     readout.alpha = 0.0
-    with pytest.raises(ValueError, match="Ridge: solver 'cholesky' is not safe here.*use a larger"):
+    with pytest.raises(
+        ValueError, match=r"Ridge: solver 'cholesky' is not safe here.*use a larger"
+    ):
         readout.fit(torch.cat([states, states], 1), targets)
     assert torch.equal(readout.weight, weight)
     assert readout.report.alpha == 1.0
@@ -168,7 +168,7 @@ def test_cholesky_refuses_singular_states_and_keeps_the_last_fit() -> None:
 def test_cholesky_qr_refuses_a_constant_state() -> None:
     states, targets = rows(100, 10)
     states[:, 3] = 2.0
-    with pytest.raises(ValueError, match="Ridge: solver 'cholqr3' cannot factor.*use"):
+    with pytest.raises(ValueError, match=r"Ridge: solver 'cholqr3' cannot factor.*use"):
         Ridge(0.0, "cholqr3").fit(states, targets)
 
 

@@ -14,10 +14,10 @@ from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
 from fastrnn.reservoir import ESNClassifier, ESNRegressor  # noqa: E402
 
-ROWS_ARE_TIME = {
-    name: "rows are the steps of a series, so their order matters"
-    for name in ("check_methods_sample_order_invariance", "check_methods_subset_invariance")
-}
+ROWS_ARE_TIME = dict.fromkeys(
+    ("check_methods_sample_order_invariance", "check_methods_subset_invariance"),
+    "rows are the steps of a series, so their order matters",
+)
 
 
 @pytest.mark.parametrize("estimator", [ESNRegressor, ESNClassifier])

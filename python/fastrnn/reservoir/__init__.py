@@ -18,9 +18,9 @@ from .online import RLS as RLS
 from .population import Population as Population
 from .population import RingReservoirs as RingReservoirs
 from .readout import Readout as Readout
-from .readout import Ridge as Ridge
-from .readout import RidgeReport as RidgeReport
 from .reservoir import Reservoir as Reservoir
+from .ridge import Ridge as Ridge
+from .ridge import RidgeReport as RidgeReport
 from .spectrum import spectral_radius as spectral_radius
 from .tuning import Tuning as Tuning
 from .tuning import tune as tune

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _ops
 from ._series import Piece, check_finite, padded
+from ._session import Pool
 from .population import RingReservoirs
 from .readout import LinearReadout
 from .reservoir import Reservoir
@@ -212,13 +213,9 @@ def predict_list(esn: ESN, x: list[Any]) -> list[Tensor]:
     return results
 
 
-def _predict_group(
-    esn: ESN, group: list[Tensor], places: list[int], results: list[Tensor]
-) -> None:
-    from .esn import _Pool
-
+def _predict_group(esn: ESN, group: list[Tensor], places: list[int], results: list[Tensor]) -> None:
     batch = padded([Piece(x, x) for x in group], False)
-    pool = _Pool(esn.pooling, esn.washout, batch.lengths)
+    pool = Pool(esn.pooling, esn.washout, batch.lengths)
     for steps, features, _ in esn.blocks(batch.x, None, batch.lengths, None):
         if esn.pooling:
             pool.add(steps, features)

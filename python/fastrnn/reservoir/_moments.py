@@ -98,9 +98,7 @@ class Moments:
         self.weight = total
         return difference
 
-    def _add(
-        self, states: Tensor, targets: Tensor, weights: Tensor | None, mean: Tensor
-    ) -> None:
+    def _add(self, states: Tensor, targets: Tensor, weights: Tensor | None, mean: Tensor) -> None:
         raise NotImplementedError
 
     def _add_row(self, row: Tensor) -> None:
@@ -127,7 +125,8 @@ def _means(states: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean row of a block."""
     if weights is None:
         return torch.cat([part.mean(0, dtype=torch.float64) for part in (states, targets)])
-    return torch.cat([weights @ part.double() for part in (states, targets)]) / weights.sum()
+    sums: Tensor = torch.cat([weights @ part.double() for part in (states, targets)])
+    return sums / weights.sum()
 
 
 class Gram(Moments):
@@ -230,9 +229,7 @@ class Triangle(Moments):
         self._waiting: list[Tensor] = []
         self._count = 0
 
-    def _add(
-        self, states: Tensor, targets: Tensor, weights: Tensor | None, mean: Tensor
-    ) -> None:
+    def _add(self, states: Tensor, targets: Tensor, weights: Tensor | None, mean: Tensor) -> None:
         rows = torch.cat([states.double(), targets.double()], 1).sub_(mean)
         self._wait(rows if weights is None else rows.mul_(weights.sqrt().unsqueeze(1)))
 
@@ -289,7 +286,7 @@ class CholeskyQR3:
         scale = scatter.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         unit = scatter / scale / scale.unsqueeze(1)
-        # Rounding of the scatter is a few EPSILON times its norm; rows only enter as its square root.
+        # Rounding of the scatter is a few EPSILON times its norm; rows enter as a square root.
         norm = float(torch.linalg.matrix_norm(unit, 1))
         unit.diagonal().add_(11 * math.sqrt(first.rows) * first.width * EPSILON * norm)
         self._factor = torch.linalg.cholesky(unit, upper=True) * scale
@@ -320,4 +317,5 @@ class CholeskyQR3:
 
     def factor(self) -> Tensor:
         """Return R, (width, width) and upper triangular."""
-        return self._factor
+        factor: Tensor = self._factor
+        return factor

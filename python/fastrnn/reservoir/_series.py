@@ -130,7 +130,7 @@ class Reader:
         return values.transpose(0, 1) if self.batch_first else values
 
     def _numbers(self, y: Tensor, dims: int, single: bool) -> Tensor:
-        """Return targets with their last dimension; whole numbers are classes, one for each output."""
+        """Return targets with their last dimension; whole numbers are classes."""
         if not isinstance(y, Tensor):
             raise ValueError(f"ESN: y must be a tensor, got {type(y).__name__}")
         y = y.detach()

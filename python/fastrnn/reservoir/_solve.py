@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,11 +78,11 @@ def by_factor(moments: Triangle | CholeskyQR3, alpha: float) -> Solution:
         both = torch.linalg.qr(rows, mode="r").R
         square, sides = both[:F, :F], both[:F, F:]
     lengths = square.norm(dim=0)
-    if float(square.diagonal().abs().min()) > 0:
-        # Scaling of columns changes the condition but not the error of the triangular solution.
-        if _triangle_condition(square / lengths) * EPSILON * F < SAFE:
-            weight = torch.linalg.solve_triangular(square, sides, upper=True).T
-            return Solution(weight, _triangle_condition(square), F)
+    regular = float(square.diagonal().abs().min()) > 0
+    # Scaling of columns changes the condition but not the error of the triangular solution.
+    if regular and _triangle_condition(square / lengths) * EPSILON * F < SAFE:
+        weight = torch.linalg.solve_triangular(square, sides, upper=True).T
+        return Solution(weight, _triangle_condition(square), F)
     spectrum = Spectrum(moments)
     return Solution(spectrum.coefficients(alpha), spectrum.condition(alpha), spectrum.rank(alpha))
 
@@ -89,16 +90,18 @@ def by_factor(moments: Triangle | CholeskyQR3, alpha: float) -> Solution:
 def _triangle_condition(factor: Tensor) -> float:
     def divide(vectors: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(factor.T, vectors, upper=False)
-        return torch.linalg.solve_triangular(factor, half, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(factor, half, upper=True)
+        return solved
 
     def multiply(vectors: Tensor) -> Tensor:
-        return factor.T @ (factor @ vectors)
+        product: Tensor = factor.T @ (factor @ vectors)
+        return product
 
-    return estimate_condition(multiply, divide, factor.shape[0]) ** 0.5
+    return math.sqrt(estimate_condition(multiply, divide, factor.shape[0]))
 
 
 class Spectrum:
-    """Eigenvalues e and vectors V of S_xx: coefficients, residuals and degrees of freedom at any alpha.
+    """Eigenvalues e and vectors V of S_xx: coefficients and residuals at any alpha.
 
     W^T(alpha) = V diag(1 / (e + alpha)) V^T S_xy. From R = [R_xx R_xy; 0 R_yy] they come by the SVD
     R_xx = U diag(sqrt(e)) V^T, with V^T S_xy = diag(sqrt(e)) U^T R_xy, and are accurate far below
@@ -148,7 +151,7 @@ class Spectrum:
         return int((self._gains(alpha) != 0).sum())
 
     def _gains(self, alpha: float) -> Tensor:
-        """Return 1 / (s + alpha / s) for each singular value s of R_xx, 0 for what is only rounding."""
+        """Return 1 / (s + alpha / s) for each singular value s of R_xx, 0 for mere rounding."""
         s = self._singular
         kept = s > s.max() * (self.features * 2 * EPSILON if alpha == 0 else 0.0)
         return torch.where(kept, s / (s.square() + alpha), torch.zeros_like(s))
@@ -156,17 +159,22 @@ class Spectrum:
     def coefficients(self, alpha: float) -> Tensor:
         """Return W, (outputs, features)."""
         if self.exact:
-            return (self.vectors @ (self._gains(alpha).unsqueeze(1) * self._sides)).T
-        return (self.vectors @ (self._projected / (self.values + alpha).unsqueeze(1))).T
+            rotated = self._gains(alpha).unsqueeze(1) * self._sides
+        else:
+            rotated = self._projected / (self.values + alpha).unsqueeze(1)
+        weight: Tensor = (self.vectors @ rotated).T
+        return weight
 
     def residual(self, alpha: float) -> Tensor:
         """Return the sum of squared errors of each target."""
         if self.exact:
             left = 1 - self._gains(alpha) * self._singular
-            return self._rest + (left.unsqueeze(1) * self._sides).square().sum(0)
+            error: Tensor = self._rest + (left.unsqueeze(1) * self._sides).square().sum(0)
+            return error
         shrunk = (self.values + alpha).unsqueeze(1)
         explained = self._projected.square() * (shrunk + alpha) / shrunk.square()
-        return (self._square - explained.sum(0)).clamp_min(0)
+        rest: Tensor = (self._square - explained.sum(0)).clamp_min(0)
+        return rest
 
     def freedom(self, alpha: float) -> float:
         """Return the effective number of parameters without the intercept."""

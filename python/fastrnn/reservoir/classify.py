@@ -79,10 +79,10 @@ class Logistic(LinearReadout):
             scores = nn.functional.linear(rows, weight, bias)
             error = nn.functional.cross_entropy(scores, targets, reduction="none")
             total = (weights * error).sum() + self.alpha / 2 * weight.square().sum()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             return total
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
         plain = weight.detach() / scale
         self._commit(plain, bias.detach() - plain @ mean)
 

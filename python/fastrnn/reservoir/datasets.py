@@ -1,4 +1,4 @@
-"""Series that reservoirs are measured on, from exact generators, as float64 tensors (T, features)."""
+"""Series that reservoirs are measured on, from exact generators, as float64 (T, features)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def mackey_glass(
 ) -> Tensor:
     """Return the Mackey-Glass series.
 
-    dy/dt = 0.2 y(t - tau) / (1 + y(t - tau)^10) - 0.1 y(t), by Euler steps of 0.1, every tenth kept.
+    dy/dt = 0.2 y(t - tau) / (1 + y(t - tau)^10) - 0.1 y(t), by Euler steps of 0.1, of which
+    every tenth is kept.
 
     Args:
         steps: T, >= 1.
@@ -151,7 +152,9 @@ def narma10(steps: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
                 break
         else:
             pair = u[10:], y[11:]
-            return torch.from_numpy(pair[0].copy()[:, None]), torch.from_numpy(pair[1].copy()[:, None])
+            return torch.from_numpy(pair[0].copy()[:, None]), torch.from_numpy(
+                pair[1].copy()[:, None]
+            )
 
 
 def kuramoto_sivashinsky(
@@ -184,9 +187,7 @@ def kuramoto_sivashinsky(
 
     Source: A.-K. Kassam and L. Trefethen, Fourth-order time-stepping for stiff PDEs (2005).
     """
-    _at_least(
-        "kuramoto_sivashinsky", steps=(steps, 1), points=(points, 8), discard=(discard, 0)
-    )
+    _at_least("kuramoto_sivashinsky", steps=(steps, 1), points=(points, 8), discard=(discard, 0))
     k = 2 * math.pi / length * np.arange(points // 2 + 1)
     linear = k**2 - k**4
     full, half = np.exp(dt * linear), np.exp(dt * linear / 2)
@@ -251,7 +252,9 @@ def japanese_vowels(root: str | Path | None = None) -> dict[str, list[Tensor]]:
         lines = path.read_text().split("@data", 1)[1].split()
         rows = [line.split(":") for line in lines]
         data[f"x_{part}"] = [
-            torch.tensor([[float(v) for v in c.split(",")] for c in row[:-1]]).double().T.contiguous()
+            torch.tensor([[float(v) for v in c.split(",")] for c in row[:-1]])
+            .double()
+            .T.contiguous()
             for row in rows
         ]
         data[f"y_{part}"] = [torch.tensor(int(row[-1]) - 1) for row in rows]

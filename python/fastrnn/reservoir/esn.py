@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _closed_loop, _ops
-from ._series import Piece, Ranges, Reader, check_finite
-from .readout import Readout, Ridge
+from ._series import Reader, check_finite
+from ._session import Pool, Session, shifted
+from .readout import Readout
 from .reservoir import Reservoir
+from .ridge import Ridge
 
 POOLINGS = (None, "last", "mean")
 
@@ -100,7 +102,7 @@ class ESN(nn.Module):
         self.washout = _check_washout(washout)
         self.input_to_readout, self.square = input_to_readout, square
         self.increments, self.pooling, self.feedback_map = increments, pooling, feedback_map
-        self._session: _Session | None = None
+        self._session: Session | None = None
 
     @property
     def feature_size(self) -> int:
@@ -145,13 +147,13 @@ class ESN(nn.Module):
         self._session = None
         self.readout.begin(self.feature_size, self.output_size, rows, repeat)
         try:
-            session = _Session(self)
+            session = Session(self)
             while True:
                 self._pass(session, x, y, sample_weight, washout, continued, progress)
                 session.check()
                 if not self.readout.advance():
                     break
-                session = _Session(self)
+                session = Session(self)
             self.readout.finalize()
         finally:
             self.readout.reset()
@@ -169,7 +171,10 @@ class ESN(nn.Module):
         """Add series to a fit that ``finalize`` ends; their order matters by rounding only.
 
         Args:
-            x, y, washout, sample_weight: as for ``fit``.
+            x: as for ``fit``.
+            y: as for ``fit``.
+            washout: as for ``fit``.
+            sample_weight: as for ``fit``.
             continued: whether x goes on where the last call ended, with its state and no washout.
 
         Returns:
@@ -182,7 +187,7 @@ class ESN(nn.Module):
             if continued:
                 raise ValueError("ESN: continued must be False in the first call of partial_fit")
             self.readout.begin(self.feature_size, self.output_size, None, "never")
-            self._session = _Session(self)
+            self._session = Session(self)
         if not continued:
             self._session.restart()
         self._pass(self._session, x, y, sample_weight, washout, True, False)
@@ -222,9 +227,7 @@ class ESN(nn.Module):
         features = self._features(states, x)
         if self.pooling == "mean":
             time = 1 if self.reservoir.batch_first and x.dim() == 3 else 0
-            features = features.narrow(
-                time, self.washout, x.shape[time] - self.washout
-            ).mean(time)
+            features = features.narrow(time, self.washout, x.shape[time] - self.washout).mean(time)
         elif self.pooling == "last":
             time = 1 if self.reservoir.batch_first and x.dim() == 3 else 0
             features = features.select(time, -1)
@@ -287,8 +290,8 @@ class ESN(nn.Module):
     ) -> Tensor:
         """Run on alone: each output is the next input.
 
-        After x[0..T-1], ``traj[i]`` predicts x[T + i] of a network fitted to predict the next input.
-        The closed loop is one kernel call for a ``Reservoir`` with a linear readout.
+        After x[0..T-1], ``traj[i]`` predicts x[T + i] if the network was fitted to predict the next
+        input. The closed loop is one kernel call for a ``Reservoir`` with a linear readout.
 
         Args:
             warmup: x, of one of the shapes above, T >= 1.
@@ -383,8 +386,8 @@ class ESN(nn.Module):
             yield slice(0, x.shape[0]), self._features(lay(states), x), h
             return
         fed = None if feedback is None else lay(feedback)
-        for steps, states, h in _ops.run_blocks(res, lay(x), h, fed):
-            yield steps, self._features(lay(states), x[steps]), h
+        for steps, states, state in _ops.run_blocks(res, lay(x), h, fed):
+            yield steps, self._features(lay(states), x[steps]), state
 
     def _open_loop(
         self, x: Tensor, h: Tensor | None, dims: int, feedback: Tensor | None
@@ -396,9 +399,11 @@ class ESN(nn.Module):
             fed = feedback.unsqueeze(1) if dims == 2 else feedback
             fed = fed.transpose(0, 1) if dims == 3 and self.reservoir.batch_first else fed
             fed = shifted(fed.to(x.dtype), None)
-        pool = _Pool(self.pooling, self.washout, None)
+        pool = Pool(self.pooling, self.washout, None)
         parts: list[Tensor] = []
-        for steps, features, h in self.blocks(x, h, None, fed):
+        end = h
+        for steps, features, state in self.blocks(x, h, None, fed):
+            end = state
             if self.pooling:
                 pool.add(steps, features)
             else:
@@ -406,12 +411,12 @@ class ESN(nn.Module):
                 if self.increments:
                     output = output + x[steps, :, : self.output_size]
                 parts.append(output)
-        assert h is not None
-        return (self.readout(pool.result()) if self.pooling else torch.cat(parts)), h
+        assert end is not None
+        return (self.readout(pool.result()) if self.pooling else torch.cat(parts)), end
 
     def _pass(
         self,
-        session: _Session,
+        session: Session,
         x: Any,
         y: Any,
         weights: Any,
@@ -431,135 +436,6 @@ class ESN(nn.Module):
                 if not streams:
                     session.restart()
                 session.add(piece, washed, streams)
-
-
-class _Session:
-    """One pass of a fit: the state that a stream carries, and the ranges of the columns."""
-
-    def __init__(self, esn: ESN) -> None:
-        self.esn = esn
-        self.x, self.y = Ranges("x", esn.input_size), Ranges("y", esn.output_size)
-        self.washout = self.rows = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the state: another series follows."""
-        self.h: Tensor | None = None
-        self.last: Tensor | None = None
-        self.steps = 0
-
-    def add(self, piece: Piece, washout: int, streams: bool) -> None:
-        """Run a piece and hand its rows to the readout; more of its series may follow a stream's."""
-        esn = self.esn
-        shortest = int(piece.steps().min())
-        left = max(washout - self.steps, 0)
-        if left >= shortest and not streams:
-            raise _too_long(washout, shortest)
-        self.washout = washout
-        self._range(piece)
-        feedback = shifted(piece.y.to(piece.x.dtype), self.last) if self._feeds else None
-        pool = _Pool(esn.pooling, left, piece.lengths)
-        lengths = piece.steps()
-        for steps, features, h in esn.blocks(piece.x, self.h, piece.lengths, feedback):
-            self.h = h
-            if esn.pooling:
-                pool.add(steps, features)
-            else:
-                self._rows(piece, steps, features, left, lengths)
-        if esn.pooling:
-            self.rows += piece.y.shape[0]
-            esn.readout.update(pool.result(), piece.y, piece.weights)
-        elif self._feeds:
-            self.last = piece.y[-1:].to(piece.x.dtype)
-        self.steps += shortest
-
-    @property
-    def _feeds(self) -> bool:
-        return self.esn.reservoir.feedback_size > 0
-
-    def _range(self, piece: Piece) -> None:
-        alive = torch.arange(piece.x.shape[0])[:, None] < piece.steps()
-        whole = bool(alive.all())
-        self.x.update(piece.x.flatten(0, 1) if whole else piece.x[alive])
-        if self.esn.pooling:
-            self.y.update(piece.y)
-        else:
-            self.y.update(piece.y.flatten(0, 1) if whole else piece.y[alive])
-
-    def _rows(
-        self, piece: Piece, steps: slice, features: Tensor, left: int, lengths: Tensor
-    ) -> None:
-        targets = piece.y[steps]
-        if self.esn.increments:
-            targets = targets - piece.x[steps, :, : self.esn.output_size]
-        weights = None if piece.weights is None else piece.weights[steps]
-        skip = min(max(left - steps.start, 0), features.shape[0])
-        if piece.lengths is None:
-            features, targets = features[skip:].flatten(0, 1), targets[skip:].flatten(0, 1)
-            weights = None if weights is None else weights[skip:].flatten()
-        else:
-            time = torch.arange(steps.start, steps.stop)[:, None]
-            alive = (time < lengths) & (time >= left)
-            features, targets = features[alive], targets[alive]
-            weights = None if weights is None else weights[alive]
-        if features.shape[0]:
-            self.rows += features.shape[0]
-            self.esn.readout.update(features, targets, weights)
-
-    def check(self) -> None:
-        """Refuse a stream that ends within the washout, and columns that never change."""
-        if not self.rows:
-            if not self.steps:
-                raise ValueError("ESN: x must yield at least one pair (x, y), got none")
-            raise _too_long(self.washout, self.steps)
-        group = getattr(self.esn.readout, "process_group", None)
-        if not self._feeds:
-            self.x.check(group)
-        self.y.check(group)
-
-
-class _Pool:
-    """One row of features for each series: its last, or the mean after the washout."""
-
-    def __init__(self, kind: str | None, washout: int, lengths: Tensor | None) -> None:
-        self.kind, self.washout, self.lengths = kind, washout, lengths
-        self.sum: Tensor | None = None
-        self.count: Tensor | float = 0.0
-
-    def add(self, steps: slice, features: Tensor) -> None:
-        """Take features (t, B, F) of these steps."""
-        time = torch.arange(steps.start, steps.stop)[:, None]
-        if self.lengths is None:
-            alive = torch.ones(features.shape[:2], dtype=torch.bool)
-            last = features[-1]
-        else:
-            alive = time < self.lengths
-            last = features[self.lengths - 1, torch.arange(features.shape[1])]
-        if self.kind == "last":
-            self.sum, self.count = last, 1.0
-            return
-        kept = (alive & (time >= self.washout)).unsqueeze(-1)
-        part = torch.where(kept, features, torch.zeros_like(features)).sum(0, dtype=torch.float64)
-        self.sum = part if self.sum is None else self.sum + part
-        self.count = self.count + kept.sum(0)
-
-    def result(self) -> Tensor:
-        """Return (B, F)."""
-        assert self.sum is not None
-        return self.sum / self.count
-
-
-def shifted(y: Tensor, last: Tensor | None) -> Tensor:
-    """Return the targets of the step before each, (T, B, O), zeros or ``last`` first."""
-    first = torch.zeros_like(y[:1]) if last is None else last
-    return torch.cat([first, y[:-1]])
-
-
-def _too_long(washout: int, steps: int) -> ValueError:
-    return ValueError(
-        f"ESN: washout must be shorter than every series, got {washout} for a series of {steps} "
-        "steps"
-    )
 
 
 def _check_washout(washout: object) -> int:

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from .esn import ESN
-from .readout import Ridge
+from .ridge import Ridge
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]

@@ -63,7 +63,8 @@ class Online(LinearReadout):
 class RLS(Online):
     """Recursive least squares: at each row the minimum of a discounted ridge loss.
 
-    k = P s / (lambda / w + s^T P s); W += (y - W s) k^T; P = (P - k s^T P) / lambda, P_0 = I / alpha
+    k = P s / (lambda / w + s^T P s);  W += (y - W s) k^T;  P = (P - k s^T P) / lambda;
+    P_0 = I / alpha
 
     minimises sum_t lambda^(T - t) w_t |y_t - W s_t|^2 + lambda^T alpha |W|^2, the intercept being
     one of the weights.

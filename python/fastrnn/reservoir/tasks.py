@@ -12,8 +12,8 @@ from torch import Tensor
 from . import datasets
 from .esn import ESN
 from .nvar import NVAR
-from .readout import Ridge
 from .reservoir import Reservoir
+from .ridge import Ridge
 
 DOUBLE = torch.float64
 LYAPUNOV = {"lorenz": 0.9056, "kuramoto_sivashinsky": 0.05}

@@ -14,8 +14,8 @@ from ._series import Reader
 from ._solve import Spectrum, validation_error
 from .esn import ESN
 from .population import Population
-from .readout import Ridge
 from .reservoir import Reservoir
+from .ridge import Ridge
 
 BLOCK = 512
 
@@ -81,7 +81,7 @@ def tune(
 ) -> Tuning:
     """Search for the reservoir with the smallest error on the last part of a series.
 
-    Optuna proposes ``population`` reservoirs at a time. They run side by side over the series, once;
+    Optuna proposes ``population`` reservoirs at a time. They run side by side over the series;
     sums over the training and the validation rows then give the error of every alpha, so alpha is
     no part of the search.
 
@@ -118,7 +118,7 @@ def tune(
         raise ValueError(
             f"tune: washout must leave at least 2 of the {cut} training steps, got {washout}"
         )
-    sizes = {"hidden_size": hidden_size, "seed": seed} | options
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "seed": seed} | options
     if study is None:
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         verbosity = optuna.logging.get_verbosity()
