@@ -150,7 +150,7 @@ def main() -> None:
     print(table(results))
     if options.output:
         content = {
-            "machine": machine.describe([]),
+            "machine": machine.describe([]) | {"command": "python benchmarks/esn_tasks.py"},
             "threads": torch.get_num_threads(),
             "quick": options.quick,
             "seeds": seeds,

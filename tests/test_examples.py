@@ -105,4 +105,4 @@ def test_echo_state_networks(tmp_path: Path, name: str) -> None:
         assert max(map(float, valid)) > 4
     else:
         [score] = re.findall(r"NRMSE_84 over 5 series: (\S+)", result.stdout)
-            assert float(score) < 0.2
+        assert float(score) < 0.2

@@ -78,7 +78,7 @@ class Reader:
                 f"{type(x).__name__}"
             )
 
-    def piece(self, x: Tensor, y: Tensor, weights: Tensor | None) -> Piece:
+    def piece(self, x: Tensor, y: Tensor | int, weights: Tensor | None) -> Piece:
         """Check one tensor of series and its targets."""
         single = x.dim() == 2
         dense = self.input(x)
@@ -129,8 +129,10 @@ class Reader:
             return values.unsqueeze(1)
         return values.transpose(0, 1) if self.batch_first else values
 
-    def _numbers(self, y: Tensor, dims: int, single: bool) -> Tensor:
+    def _numbers(self, y: Tensor | int, dims: int, single: bool) -> Tensor:
         """Return targets with their last dimension; whole numbers are classes."""
+        if isinstance(y, int):
+            y = torch.tensor(y)
         if not isinstance(y, Tensor):
             raise ValueError(f"ESN: y must be a tensor, got {type(y).__name__}")
         y = y.detach()

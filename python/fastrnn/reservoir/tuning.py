@@ -42,11 +42,13 @@ class Tuning:
         trials = [trial for trial in self.study.trials if trial.value is not None]
         names = [*self.parameters, "trial"]
         figure = Figure(figsize=(3 * len(names), 3), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for axes, name in zip(
+            figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True
+        ):
             at = [trial.number if name == "trial" else trial.params[name] for trial in trials]
             axes.scatter(at, [trial.value for trial in trials], s=12, alpha=0.6)
             axes.set(xlabel=name, yscale="log")
-            if name in ("leak", "input_scaling"):
+            if name == "input_scaling":
                 axes.set_xscale("log")
             if name in self.parameters:
                 axes.axvline(self.parameters[name], color="tab:red", linewidth=1)
