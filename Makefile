@@ -8,6 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 TEST_ARGS ?=
+ESN_ARGS ?=
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 
 VENV := $(CURDIR)/.venv
@@ -34,7 +35,7 @@ $(INSTALLED): $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
 	pip install --no-deps aeon || echo "aeon, for its data alone, is not there: a test will be skipped"
 	touch $@
 
-.PHONY: install demo test bench
+.PHONY: install demo test bench esn-tasks
 install: $(INSTALLED)  ## build and install into .venv
 
 demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DIR"
@@ -42,6 +43,9 @@ demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DI
 
 test: $(INSTALLED)  ## run the Python tests; options: TEST_ARGS="-k lstm"
 	python -m pytest $(TEST_ARGS)
+
+esn-tasks: $(INSTALLED)  ## accuracy of echo state networks; options: ESN_ARGS="--quick"
+	python benchmarks/esn_tasks.py $(ESN_ARGS)
 
 bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick

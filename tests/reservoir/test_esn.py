@@ -269,6 +269,17 @@ def test_classes_of_whole_series(readout: Any, pooling: str) -> None:
     torch.testing.assert_close(esn(series[4]), scores[4])
 
 
+def test_the_mean_leaves_out_the_same_steps_everywhere() -> None:
+    series = [waves(50, seed=k) for k in range(6)]
+    esn = network(2, 2, pooling="mean", washout=30).fit(series, [0, 1] * 3)
+    torch.testing.assert_close(esn(series[0]), esn.predict(series[0]))
+    for call in (esn.predict, esn, lambda x: esn.predict([x])):
+        with pytest.raises(ValueError, match="ESN: washout must be shorter than every series"):
+            call(series[0][:30])
+    with pytest.raises(ValueError, match="ESN: washout must be given to the constructor"):
+        esn.fit(series, [0, 1] * 3, washout=5)
+
+
 def test_logistic_is_the_convex_minimum() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
     generator = torch.Generator().manual_seed(1)
@@ -418,7 +429,11 @@ CASES: list[tuple[Callable[[ESN], Any], str]] = [
     (lambda esn: esn.finalize(), "finalize needs data"),
     (lambda esn: esn.predict(NAN), "x must be finite"),
     (lambda esn: esn.predict(X[:, :1]), "x must have shape"),
-    (lambda esn: esn.forecast(X, -1), "horizon must be at least 0"),
+    (lambda esn: esn.forecast(X, -1), "horizon must be an integer and at least 0, got -1"),
+    (lambda esn: esn.forecast(X, 1.5), "horizon must be an integer and at least 0, got 1.5"),
+    (lambda esn: esn.forecast(X.numpy(), 1), "warmup must be a tensor, got ndarray"),
+    (lambda esn: esn.predict(X.numpy()), "x must be a tensor, got ndarray"),
+    (lambda esn: esn.fit(X.numpy(), X.numpy()), "x must be a tensor, got ndarray"),
     (lambda esn: esn.forecast(NAN, 3), "warmup must be finite"),
     (lambda esn: esn.forecast(X, 3, X[:3]), "drivers must be None"),
 ]

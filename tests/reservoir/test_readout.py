@@ -297,6 +297,7 @@ def test_an_alpha_for_each_output() -> None:
         ({"alpha": float("nan")}, "alpha must be finite"),
         ({"alpha": [1.0, -2.0]}, "alpha must be finite and at least 0, got -2.0"),
         ({"alpha": []}, "alpha must hold at least one"),
+        ({"alpha": None}, "alpha must be a number"),
         ({"alpha": "loo"}, "alpha must be a number"),
         ({"solver": "svd"}, "solver must be one of"),
         ({"criterion": "aic"}, "criterion must be"),

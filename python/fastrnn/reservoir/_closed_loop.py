@@ -28,6 +28,8 @@ def forecast(
 ) -> Tensor:
     """Run the warm-up, then the closed loop; see ``ESN.forecast``."""
     check_sizes(esn, horizon, drivers)
+    if not isinstance(warmup, Tensor):
+        raise ValueError(f"ESN: warmup must be a tensor, got {type(warmup).__name__}")
     x = esn.reader().input(warmup)
     check_finite("warmup", x)
     single = warmup.dim() == 2
@@ -48,10 +50,10 @@ def forecast(
     return trajectory.transpose(0, 1) if esn.reservoir.batch_first else trajectory
 
 
-def check_sizes(esn: ESN, horizon: int, drivers: Tensor | None) -> None:
+def check_sizes(esn: ESN, horizon: Any, drivers: Tensor | None) -> None:
     """Refuse networks whose outputs are not their inputs."""
-    if horizon < 0:
-        raise ValueError(f"ESN: horizon must be at least 0, got {horizon}")
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0:
+        raise ValueError(f"ESN: horizon must be an integer and at least 0, got {horizon!r}")
     if esn.pooling:
         raise ValueError("ESN: pooling must be None for forecast: one output a series")
     I, O = esn.input_size, esn.output_size

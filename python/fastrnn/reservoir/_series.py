@@ -62,6 +62,8 @@ class Reader:
             yield self.piece(x, y, weights)
         elif isinstance(x, list | tuple):
             yield from self._listed(x, y, weights)
+        elif hasattr(x, "__array__"):
+            self.input(x)
         elif isinstance(x, Iterable):
             if y is not None:
                 raise ValueError("ESN: y must be None where x is a loader that yields pairs (x, y)")
@@ -113,6 +115,11 @@ class Reader:
 
     def input(self, x: Tensor) -> Tensor:
         """Return x as (T, B, I) in the reservoir's dtype."""
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"ESN: x must be a tensor, got {type(x).__name__}; convert an array with "
+                "torch.from_numpy(x)"
+            )
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
             form = "(B, T, I)" if self.batch_first else "(T, B, I)"
             raise ValueError(

@@ -124,8 +124,17 @@ class Pool:
         self.count = self.count + kept.sum(0)
 
     def result(self) -> Tensor:
-        """Return (B, F)."""
+        """Return (B, F).
+
+        Raises:
+            ValueError: if nothing is left of a series after the washout.
+        """
         assert self.sum is not None
+        if isinstance(self.count, Tensor) and int(self.count.min()) == 0:
+            raise ValueError(
+                f"ESN: washout must be shorter than every series, got {self.washout} with "
+                "pooling='mean' for one that is no longer"
+            )
         return self.sum / self.count
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import _closed_loop, _ops
 from ._series import Reader, check_finite
-from ._session import Pool, Session, shifted
+from ._session import Pool, Session, shifted, too_long
 from .readout import Readout
 from .reservoir import Reservoir
 from .ridge import Ridge
@@ -225,11 +225,13 @@ class ESN(nn.Module):
             )
         states, _ = self.reservoir(x, h0)
         features = self._features(states, x)
+        time = 1 if self.reservoir.batch_first and x.dim() == 3 else 0
         if self.pooling == "mean":
-            time = 1 if self.reservoir.batch_first and x.dim() == 3 else 0
-            features = features.narrow(time, self.washout, x.shape[time] - self.washout).mean(time)
+            left = x.shape[time] - self.washout
+            if left < 1:
+                raise too_long(self.washout, x.shape[time])
+            features = features.narrow(time, self.washout, left).mean(time)
         elif self.pooling == "last":
-            time = 1 if self.reservoir.batch_first and x.dim() == 3 else 0
             features = features.select(time, -1)
         output: Tensor = self.readout(features)
         return output + x[..., : self.output_size] if self.increments else output
@@ -425,6 +427,11 @@ class ESN(nn.Module):
         progress: bool,
     ) -> None:
         washed = self.washout if washout is None else _check_washout(washout)
+        if self.pooling == "mean" and washed != self.washout:
+            raise ValueError(
+                "ESN: washout must be given to the constructor with pooling='mean', as predict "
+                f"leaves out the same steps: {self.washout} there, got {washed}"
+            )
         pieces = self.reader().pieces(x, y, weights)
         if progress:
             from tqdm.auto import tqdm

@@ -367,6 +367,11 @@ def _check_alpha(alpha: object) -> float | str | list[float]:
     values: list[Any] = list(alpha) if isinstance(alpha, Sequence | Tensor) else [alpha]
     if not values:
         raise ValueError("Ridge: alpha must hold at least one number, got an empty sequence")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+            raise ValueError(
+                f"Ridge: alpha must be a number or a sequence of numbers, got {value!r}"
+            )
     numbers = [float(value) for value in values]
     for number in numbers:
         if not 0 <= number < float("inf"):
