@@ -10,6 +10,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 # What `make versions` tries: the oldest that the package takes, and the newest.
 TORCH_VERSIONS ?= 2.4.0 2.13.0 2.14.1
+ESN_ARGS ?=
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 # As many test processes as processors, up to eight; nothing: the tests run in one.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
@@ -35,9 +36,10 @@ $(VENV)/.tools:
 
 $(INSTALLED): $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
 	pip install --no-build-isolation '.[dev]'
+	pip install --no-deps aeon || echo "aeon, for its data alone, is not there: a test will be skipped"
 	touch $@
 
-.PHONY: install demo test bench
+.PHONY: install demo test bench esn-tasks
 install: $(INSTALLED)  ## build and install into .venv
 
 demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DIR"
@@ -45,6 +47,9 @@ demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DI
 
 test: $(INSTALLED)  ## run the Python tests; options: TEST_ARGS="-k lstm"
 	python -m pytest $(PARALLEL) $(TEST_ARGS)
+
+esn-tasks: $(INSTALLED)  ## accuracy of echo state networks; options: ESN_ARGS="--quick"
+	python benchmarks/esn_tasks.py $(ESN_ARGS)
 
 bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick

@@ -16,6 +16,7 @@ CSRC, CUDA, PACKAGE = ROOT / "csrc", ROOT / "cuda", ROOT / "python" / "fastrnn"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason=f"no sources at {CSRC}")
 
 PUBLIC = "include/fastrnn/fastrnn.h"
+PUBLIC_RESERVOIR = "include/fastrnn/reservoir.h"
 # What the files of a place may include besides files of the same place and the standard library.
 # A place is a folder of csrc/, or a file right in it.
 MAY_INCLUDE = {
@@ -25,12 +26,32 @@ MAY_INCLUDE = {
     "cells": {"math.h"},
     "simd": {"math.h"},
     "variants": {"math.h", "cells/contract.h", PUBLIC},
-    "cpu": {"simd/factors.h", "simd/transpose.h", "check.h", "cells/list.h", PUBLIC},
-    "reservoir": {"simd/vec.h", "check.h", "cpu/threads.h", PUBLIC},
+    "cpu": {
+        "simd/factors.h",
+        "simd/transpose.h",
+        "check.h",
+        "cells/list.h",
+        "reservoir/kernels.h",
+        PUBLIC,
+    },
+    "reservoir": {
+        "simd/vec.h",
+        "simd/transpose.h",
+        "check.h",
+        "cpu/arena.h",
+        "cpu/isa.h",
+        "cpu/kernels.h",
+        "cpu/threads.h",
+        PUBLIC,
+        PUBLIC_RESERVOIR,
+    },
     "dispatch.cpp": {"check.h", "cpu/isa.h", "cpu/kernels.h", PUBLIC},
-    "bindings": {"check.h", PUBLIC},
+    "bindings": {"check.h", PUBLIC, PUBLIC_RESERVOIR},
     "cuda": {"check.h", "math.h", "cells/list.h", PUBLIC},
 }
+# What echo state networks may import besides: standard modules, and extras within functions (the
+# scikit-learn estimators are a module of their own, loaded when asked for).
+RESERVOIR_ONLY = "contextlib itertools matplotlib optuna pathlib scipy sklearn tqdm".split()
 # Files of this package, lowest first: each imports only what stands before it.
 IMPORT_ORDER = (
     [
@@ -54,14 +75,44 @@ IMPORT_ORDER = (
     + [f"cells.{name}" for name in CELLS]
     + ["cells", "functional", "quantize"]
     + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
-    + ["acceleration", "compat", "conversion", "__init__", "__main__"]
+    + ["acceleration", "compat", "conversion"]
+    + [
+        "reservoir.matrices",
+        "reservoir._engine",
+        "reservoir._inputs",
+        "reservoir._layer",
+        "reservoir.spectrum",
+        "reservoir._run",
+        "reservoir._arguments",
+        "reservoir.plasticity",
+        "reservoir.reservoir",
+        "reservoir.population",
+        "reservoir._ops",
+        "reservoir._moments",
+        "reservoir._solve",
+        "reservoir.readout",
+        "reservoir.ridge",
+        "reservoir.online",
+        "reservoir.classify",
+        "reservoir.nvar",
+        "reservoir._series",
+        "reservoir._session",
+        "reservoir._closed_loop",
+        "reservoir.esn",
+        "reservoir.ensemble",
+        "reservoir.datasets",
+        "reservoir.tasks",
+        "reservoir.tuning",
+        "reservoir.estimators",
+    ]
+    + ["reservoir", "__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")
 NAMES_CELLS = re.compile(r"cells/\w+\.h|" + re.escape(PUBLIC))
 ISAS = re.compile(r"\b\w*(avx|sse\d|neon)\w*\b", re.IGNORECASE)
 # Kernels never allocate, print, lock or throw; these files are no kernels.
-NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)")
+NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)|reservoir/dispatch\.cpp")
 FORBIDDEN_IN_KERNELS = re.compile(
     r"\b(malloc|calloc|realloc|free|new|delete|throw|printf|fprintf|puts|std::(vector|string|cout|"
     r"cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
@@ -137,7 +188,7 @@ def test_names(path: Path) -> None:
         assert not re.search(r"\b_mm\d*_|\bv\w+q_[fsu]\d\d\b", text), f"{name} uses intrinsics"
 
 
-@each([p for p in cxx() if re.match(r"cells|simd|cpu|variants|math", relative(p))])
+@each([p for p in cxx() if re.match(r"cells|simd|cpu|reservoir|variants|math", relative(p))])
 def test_kernels_only_compute(path: Path) -> None:
     if not NO_KERNELS.fullmatch(relative(path)):
         found = FORBIDDEN_IN_KERNELS.search(code(path))
@@ -189,7 +240,7 @@ def module_of(name: str) -> str | None:
 @each(modules())
 def test_imports(path: Path) -> None:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    own = ".".join(parts) if parts != ("cells", "__init__") else "cells"
+    own = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
     assert own in IMPORT_ORDER, f"say in IMPORT_ORDER where {own} stands"
     for name in imported(path):
         module = module_of(name)
@@ -216,6 +267,7 @@ def test_imports(path: Path) -> None:
                 "numpy",
                 "warnings",
                 "weakref",
+                *(RESERVOIR_ONLY if own.startswith("reservoir.") else ()),
             }, f"{own} imports {name}"
 
 

@@ -80,3 +80,29 @@ def test_fewer_bits(tmp_path: Path) -> None:
 def test_examples_are_short(path: Path) -> None:
     """One file an application, small enough to read in one go."""
     assert len(path.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", ["esn_lorenz", "esn_mackey_glass"])
+def test_echo_state_networks(tmp_path: Path, name: str) -> None:
+    for needed in ("matplotlib", "tqdm"):
+        pytest.importorskip(needed, reason=f"the example needs {needed}")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick"]
+    result = subprocess.run(
+        [*command, "--output", str(picture)],
+        env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    if name == "esn_lorenz":
+        valid = re.findall(r"valid for ([\d.]+) Lyapunov", result.stdout + result.stderr)
+        assert len(valid) == 3
+        assert max(map(float, valid)) > 4
+    else:
+        [score] = re.findall(r"NRMSE_84 over 5 series: (\S+)", result.stdout)
+        assert float(score) < 0.2

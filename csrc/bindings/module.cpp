@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "../check.h"
+#include "reservoir.h"
 
 namespace py = pybind11;
 namespace fr = fastrnn;
@@ -249,6 +250,7 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("seconds") = 0.2, py::arg("dtype") = "float32");
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.1);
+  add_reservoir(m);
   // Fail at import, not at the first call, when FASTRNN_ISA names something unsupported.
   fr::isa();
 }

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "../cells/list.h"
+#include "../reservoir/kernels.h"
 #include "backward.h"
 #include "forward.h"
 #include "measure.h"
@@ -47,15 +48,16 @@ const Kernels& kernels() {
   {cell_kernels<type, Float32>(), cell_kernels<type, Float64>(),              \
    cell_kernels<type, Bfloat16Format>(), cell_kernels<type, Float16Format>(), \
    cell_kernels<type, Int8Format>()},
-#define FASTRNN_INFO(type, id, name)                                                         \
-  {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu, type::kD, \
-   type::kStateSlot, type::kDwx, type::kDrh},
-  static constexpr Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
-                                  {FASTRNN_CELLS(FASTRNN_INFO)},
-                                  hash_buffers,
-                                  map,
-                                  measure_fma_peak,
-                                  measure_read_bandwidth};
+#define FASTRNN_INFO(type, id, name)                                           \
+  {name,           type::kWx, type::kState,     type::kSaved, type::kProjects, \
+   type::kHasRelu, type::kD,  type::kStateSlot, type::kDwx,   type::kDrh},
+  static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
+                              {FASTRNN_CELLS(FASTRNN_INFO)},
+                              hash_buffers,
+                              map,
+                              measure_fma_peak,
+                              measure_read_bandwidth,
+                              &reservoir_kernels()};
 #undef FASTRNN_ENTRY
 #undef FASTRNN_INFO
   return all;

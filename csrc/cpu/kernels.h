@@ -5,6 +5,10 @@
 
 namespace fastrnn {
 
+namespace reservoir {
+struct Kernels;  // reservoir/kernels.h
+}
+
 // A stack of layers in `memory`, or with null only the bytes that it takes.
 struct StreamKernels {
   void* (*create)(const Problem&, int layers, void* memory, size_t& bytes);
@@ -34,6 +38,7 @@ struct Kernels {
   void (*map)(Function, Dtype, const void* x, void* y, int64_t n);
   double (*fma_peak)(Dtype, double seconds);
   double (*read_bandwidth)(void* buffer, size_t bytes, double seconds);
+  const reservoir::Kernels* reservoir;
 };
 
 namespace baseline {

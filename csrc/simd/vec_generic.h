@@ -115,6 +115,15 @@ FASTRNN_HD Native<int32_t> native_dot_pairs(S a, S b) {
   return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 }
 
+// Elements places[i] of the 32 at p.
+template <class T>
+FASTRNN_HD Native<T> native_lookup(const T* p, const uint8_t* places) {
+  Native<T> r{};
+#pragma GCC unroll 16
+  for (size_t i = 0; i < sizeof r / sizeof(T); ++i) r[i] = p[places[i]];
+  return r;
+}
+
 template <class T>
 FASTRNN_HD Native<T> native_load(const T* p, int n) {
   Native<T> r{};

@@ -15,6 +15,7 @@ if tuple(int(number) for number in _torch.__version__.split(".")[:2]) < (2, 4):
 
 from . import compat as compat
 from . import functional as functional
+from . import reservoir as reservoir
 from ._ops import available_isas as available_isas
 from ._ops import isa as isa
 from ._ops import version as _core_version
@@ -33,6 +34,9 @@ from .onnx_node import OnnxNode as OnnxNode
 from .onnx_node import from_onnx_node as from_onnx_node
 from .quantize import Quantized as Quantized
 from .quantize import quantize_dynamic as quantize_dynamic
+from .reservoir import ESN as ESN
+from .reservoir import Reservoir as Reservoir
+from .reservoir import Ridge as Ridge
 from .stateful import Stateful as Stateful
 from .streaming import Stream as Stream
 from .truncated import Truncated as Truncated
@@ -44,6 +48,7 @@ except _metadata.PackageNotFoundError:  # imported from a build tree
     __version__ = _core_version()
 
 __all__ = [
+    "ESN",
     "GRU",
     "LSTM",
     "RNN",
@@ -53,6 +58,8 @@ __all__ = [
     "OnnxNode",
     "Quantized",
     "RNNCell",
+    "Reservoir",
+    "Ridge",
     "Stateful",
     "Stream",
     "Truncated",
@@ -65,6 +72,7 @@ __all__ = [
     "functional",
     "isa",
     "quantize_dynamic",
+    "reservoir",
     "tbptt",
     "to_torch",
 ]

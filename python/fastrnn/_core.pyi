@@ -111,3 +111,102 @@ def backward(
 def fingerprint(pointers: list[int], sizes_in_bytes: list[int], /) -> bytes: ...
 def fma_peak(seconds: float = 0.2, dtype: str = "float32") -> float: ...
 def read_bandwidth(bytes: int, seconds: float = 0.1) -> float: ...
+
+class ReservoirProblem:
+    """M reservoirs on one batch (csrc/include/fastrnn/reservoir.h)."""
+
+    def __init__(
+        self,
+        dtype: str,
+        activation: str,
+        M: int,
+        T: int,
+        B: int,
+        I: int,
+        F: int,
+        N: int,
+        reverse: bool,
+        threads: int,
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+class ReservoirForecast:
+    """A closed loop over some layers; the problem is the first layer's, T the horizon."""
+
+    def __init__(
+        self, problem: ReservoirProblem, layers: int, O: int, square: bool, sees_input: bool
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+class Gram:
+    """Sums over n rows of N states and O targets."""
+
+    def __init__(self, states: str, targets: str, n: int, N: int, O: int, threads: int) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+def reservoir_forward(
+    problem: ReservoirProblem,
+    weights: list[int],
+    x: int,
+    x_strides: list[int],
+    feedback: int,
+    feedback_strides: list[int],
+    noise: int,
+    lengths: int,
+    h0: int,
+    y: int,
+    y_strides: list[int],
+    h_n: int,
+    activated: int,
+    workspace: int,
+    /,
+) -> None: ...
+def reservoir_backward(
+    problem: ReservoirProblem,
+    weights: list[int],
+    lengths: int,
+    activated: int,
+    dy: int,
+    dy_strides: list[int],
+    dh_n: int,
+    dx: int,
+    dx_strides: list[int],
+    dfeedback: int,
+    dfeedback_strides: list[int],
+    dh0: int,
+    workspace: int,
+    /,
+) -> None: ...
+def reservoir_forecast(
+    forecast: ReservoirForecast,
+    weights: list[list[int]],
+    w_out: int,
+    b_out: int,
+    drivers: int,
+    drivers_strides: list[int],
+    u: int,
+    state: int,
+    out: int,
+    out_strides: list[int],
+    workspace: int,
+    /,
+) -> None: ...
+def gram_accumulate(
+    gram: Gram,
+    states: int,
+    states_row: int,
+    targets: int,
+    targets_row: int,
+    shift: int,
+    target_shift: int,
+    row_weights: int,
+    gram_sums: int,
+    cross: int,
+    sums: int,
+    workspace: int,
+    /,
+) -> None: ...
+def advise_huge_pages(start: int, bytes: int) -> None: ...

@@ -41,6 +41,7 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
+core = _core  # for reservoir._engine, which has checks of its own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
@@ -182,6 +183,11 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+def scratch(size: int) -> tuple[int, Tensor | None]:
+    """Return the address of ``size`` bytes for one call, and what to hold until it returns."""
+    return _scratch.take(_aligned(size))
 
 
 def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:

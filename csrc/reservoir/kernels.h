@@ -1,0 +1,28 @@
+// What kernels.cpp, compiled once per ISA, gives to dispatch.cpp.
+#pragma once
+
+#include <fastrnn/reservoir.h>
+
+namespace fastrnn::reservoir {
+
+struct RunKernels {
+  size_t (*workspace)(const Problem&);
+  void (*forward)(const Problem&, const ForwardBuffers&);
+  void (*backward)(const Problem&, const BackwardBuffers&);
+  size_t (*forecast_workspace)(const Forecast&);
+  void (*forecast)(const Forecast&, const ForecastBuffers&);
+};
+
+struct Kernels {
+  RunKernels run[2];  // float32, float64
+  size_t (*gram_workspace)(const Gram&);
+  void (*gram)(const Gram&, const GramBuffers&);
+};
+
+}  // namespace fastrnn::reservoir
+
+#ifdef FASTRNN_ISA
+namespace fastrnn::FASTRNN_ISA {
+const reservoir::Kernels& reservoir_kernels();
+}
+#endif
