@@ -9,7 +9,11 @@ TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 TEST_ARGS ?=
 ESN_ARGS ?=
+# What `make versions` tries: the oldest that the package takes, and the newest.
+TORCH_VERSIONS ?= 2.4.0 2.13.0 2.14.1
 JOBS := $(shell nproc 2>/dev/null || echo 2)
+# As many test processes as processors, up to eight; nothing: the tests run in one.
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
 VENV := $(CURDIR)/.venv
 INSTALLED := $(VENV)/.installed
@@ -42,7 +46,7 @@ demo: $(INSTALLED)  ## train the digit classifier; options: DEMO_ARGS="--data DI
 	python examples/digits_rows.py $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the Python tests; options: TEST_ARGS="-k lstm"
-	python -m pytest $(TEST_ARGS)
+	python -m pytest $(PARALLEL) $(TEST_ARGS)
 
 esn-tasks: $(INSTALLED)  ## accuracy of echo state networks; options: ESN_ARGS="--quick"
 	python benchmarks/esn_tasks.py $(ESN_ARGS)
@@ -50,36 +54,49 @@ esn-tasks: $(INSTALLED)  ## accuracy of echo state networks; options: ESN_ARGS="
 bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick
 
-.PHONY: isa-test cpp-test asan tsan neon example
-isa-test: $(INSTALLED)  ## the core of the Python tests, each instruction set of this machine forced
-	isas=$$(python -c "import fastrnn; print(*fastrnn.available_isas())"); \
+.PHONY: isa-test cpp-test asan asan-python tsan neon example versions
+# The best one is what `make test` runs on.
+isa-test: $(INSTALLED)  ## the core of the Python tests, each further instruction set of this machine forced
+	isas=$$(python -c "import fastrnn as f; print(*set(f.available_isas()) - {f.isa()})"); \
 	for isa in $$isas; do \
-	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q -m core $(TEST_ARGS); \
+	  echo "FASTRNN_ISA=$$isa"; FASTRNN_ISA=$$isa python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS); \
 	done
 
-# $(call cpp-test,DIRECTORY,CMAKE OPTIONS[,ONE TEST])
+# $(call cpp-test,DIRECTORY,CMAKE OPTIONS[,SOME TESTS])
 define cpp-test
 	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_TESTS=ON $(2)
 	cmake --build build/$(1) -j $(JOBS) $(if $(3),--target $(3))
-	ctest --test-dir build/$(1) --output-on-failure $(if $(3),-R $(3))
+	ctest --test-dir build/$(1) --output-on-failure -j $(JOBS) \
+	  $(if $(3),-R '^($(subst $(space),|,$(3)))$$')
 endef
 
+space := $(empty) $(empty)
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
 SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
+MODULE = -DFASTRNN_BUILD_PYTHON=ON -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
+  -DPython_EXECUTABLE=$(VENV)/bin/python
 # Sanitizers and qemu are slow: their runs thin out the longest loops.
-asan tsan neon: export FASTRNN_TEST_QUICK := 1
+asan asan-python tsan neon: export FASTRNN_TEST_QUICK := 1
 neon: export FASTRNN_TEST_NO_FORK := 1
 
 cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
-	$(call cpp-test,cpp,-DFASTRNN_WERROR=ON -DFASTRNN_BUILD_PYTHON=ON \
-	  -Dpybind11_DIR=$$(pybind11-config --cmakedir) -DPython_EXECUTABLE=$(VENV)/bin/python)
+	$(call cpp-test,cpp,-DFASTRNN_WERROR=ON $(MODULE))
 
 asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
-	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN))
+	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN) $(MODULE))
 
-tsan: $(VENV)/.tools  ## the C++ tests of threads under ThreadSanitizer
-	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread,test_threads)
+# The sanitizers' run-time libraries must be loaded before everything else. torch's own leaks, and
+# its symbols in several libraries, are not ours to report.
+asan-python: $(INSTALLED) asan  ## the core of the Python tests under AddressSanitizer and UBSan
+	rm -rf build/asan/python && mkdir -p build/asan/python
+	cp -r python/fastrnn build/asan/python/ && cp build/asan/_core*.so build/asan/python/fastrnn/
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 PYTHONPATH=$(CURDIR)/build/asan/python \
+	  python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS)
+
+tsan: $(VENV)/.tools  ## C++ tests of threads and of the engine under ThreadSanitizer
+	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread,test_threads test_engine test_contract)
 
 neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qemu-user)
 	$(call cpp-test,neon,-DFASTRNN_WERROR=ON \
@@ -98,8 +115,7 @@ lint: $(INSTALLED)  ## ruff, mypy, clang-format and clang-tidy, changing nothing
 	ruff format --check
 	mypy
 	clang-format --dry-run -Werror $(CXX_FILES)
-	cmake -S . -B build/cpp -G Ninja -DFASTRNN_BUILD_TESTS=ON -DFASTRNN_BUILD_PYTHON=ON \
-	  -Dpybind11_DIR=$$(pybind11-config --cmakedir) -DPython_EXECUTABLE=$(VENV)/bin/python >/dev/null
+	cmake -S . -B build/cpp -G Ninja -DFASTRNN_BUILD_TESTS=ON $(MODULE) >/dev/null
 	find csrc tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
 
 format: $(INSTALLED)  ## let ruff and clang-format rewrite the files
@@ -120,6 +136,14 @@ wheel: $(INSTALLED)  ## wheel in dist/, tried in an empty environment
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install $(TORCH) dist/*.whl
 	cd build/smoke && bin/python ../../.ci/smoke.py
+
+# The wheel, not the source tree. torch's own wheels bring several gigabytes each, so one at a time.
+versions: wheel  ## the core of the Python tests with other versions of torch: TORCH_VERSIONS="2.4.0"
+	for torch in $(TORCH_VERSIONS); do \
+	  echo "torch $$torch"; rm -rf build/versions; $(PYTHON) -m venv build/versions; \
+	  build/versions/bin/pip install -q torch==$$torch dist/*.whl pytest pytest-xdist hypothesis; \
+	  build/versions/bin/python -m pytest -q -m core $(PARALLEL); rm -rf build/versions; \
+	done
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist

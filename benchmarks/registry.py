@@ -69,6 +69,7 @@ class Case:
     H: int
     dtype: str = "float32"
     ragged: bool = False
+    padded: bool = False  # ragged, and input and output are padded, sequences in any order
     source: str = "everyday"
 
     @property
@@ -77,7 +78,18 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.cell} {self.mode} {self.shape}{' ragged' if self.ragged else ''}"
+        return f"{self.cell} {self.mode} {self.shape}{self.layout}"
+
+    @property
+    def layout(self) -> str:
+        return " lengths" if self.padded else " ragged" if self.ragged else ""
+
+    @property
+    def unsorted_lengths(self) -> np.ndarray:
+        """The lengths of padded input."""
+        order = np.random.default_rng(1).permutation(self.B)
+        lengths: np.ndarray = self.lengths[order]
+        return lengths
 
     @property
     def lengths(self) -> np.ndarray:

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="default: what is installed")
     parser.add_argument("--filter", default="", help="only cases whose name has this, '100,32,'")
     parser.add_argument("--ragged", action="store_true", help="packed, lengths in [T/2, T]")
+    parser.add_argument(
+        "--lengths",
+        action="store_true",
+        help="padded, lengths in [T/2, T] in any order; torch packs and unpacks in each call",
+    )
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument(
         "--idle", type=float, default=0, metavar="MS", help="sleep before each call"
@@ -78,7 +84,10 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
     if options.shape:
         T, B, I, H = map(int, options.shape.split(","))
         chosen = (T, B, I, H)
-    listed = cases(chosen, tuple(options.cell), modes, options.dtype, options.ragged)
+    ragged = options.ragged or options.lengths
+    listed = cases(chosen, tuple(options.cell), modes, options.dtype, ragged)
+    if options.lengths:
+        listed = [replace(case, padded=True) for case in listed if case.ragged]
     return [case for case in listed if options.filter in case.name]
 
 

@@ -13,6 +13,10 @@ const CellKernels& kernels_for(const Problem& p) {
 }
 
 void check_problem(const Problem& p) {
+  FASTRNN_CHECK(int(p.cell) >= 0 && int(p.cell) < kCells, "cell must be one of enum Cell");
+  FASTRNN_CHECK(int(p.dtype) >= 0 && int(p.dtype) < kDtypes, "dtype must be one of enum Dtype");
+  FASTRNN_CHECK(p.activation == Activation::kTanh || p.activation == Activation::kRelu,
+                "activation must be one of enum Activation");
   FASTRNN_CHECK(p.T >= 1, "T must be at least 1, got " << p.T);
   FASTRNN_CHECK(p.B >= 0, "B must not be negative, got " << p.B);
   FASTRNN_CHECK(p.I >= 0, "I must not be negative, got " << p.I);
@@ -52,6 +56,18 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
   }
 }
 
+void check_table(const Problem& p, const int64_t* offsets, const RowTable& table) {
+  if (!table.rows) return;
+  FASTRNN_CHECK(p.ragged, "table must be empty unless the problem is ragged");
+  FASTRNN_CHECK(table.T >= 0 && table.B >= 0, "table.T and table.B must not be negative");
+  for (int64_t i = 0; i < offsets[p.T]; ++i) {
+    const int64_t t = table.B > 0 && table.rows[i] >= 0 ? table.rows[i] / table.B : table.T;
+    FASTRNN_CHECK(t < table.T, "table.rows must be in [0, T * B) = [0, "
+                                   << table.T << " * " << table.B << "), got " << table.rows[i]
+                                   << " at " << i);
+  }
+}
+
 // States kept for the backward pass, were it to run now.
 bool needs_reserve(const Problem& p) {
   const CellInfo info = cell_info(p.cell);
@@ -87,9 +103,10 @@ Sizes sizes(const Problem& problem) {
   return sizes;
 }
 
-void forward(const Problem& problem, const ForwardBuffers& buffers) {
+bool forward(const Problem& problem, const ForwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
+  check_table(problem, buffers.offsets, buffers.table);
   ForwardBuffers b = buffers;
   if (b.repack) {
     check_weights(problem, b.weights);
@@ -102,12 +119,13 @@ void forward(const Problem& problem, const ForwardBuffers& buffers) {
     FASTRNN_CHECK(b.reserve || !problem.training || !needs_reserve(problem),
                   "reserve must be given to train");
   }
-  kernels_for(problem).forward(problem, b);
+  return kernels_for(problem).forward(problem, b);
 }
 
-void backward(const Problem& problem, const BackwardBuffers& buffers) {
+bool backward(const Problem& problem, const BackwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
+  check_table(problem, buffers.offsets, buffers.table);
   FASTRNN_CHECK(problem.training, "training must be true: forward kept nothing otherwise");
   check_weights(problem, buffers.weights);
   FASTRNN_CHECK(buffers.workspace, "workspace must be given");
@@ -119,7 +137,7 @@ void backward(const Problem& problem, const BackwardBuffers& buffers) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y, "x and y must be given");
     FASTRNN_CHECK(b.reserve || !needs_reserve(problem), "reserve must be given");
   }
-  kernels_for(problem).backward(problem, b);
+  return kernels_for(problem).backward(problem, b);
 }
 
 struct Stream::Implementation {

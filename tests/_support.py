@@ -284,9 +284,9 @@ def assert_bitwise(actual: Tensors, expected: Tensors, names: Iterable[str] | No
 
 
 def python(
-    code: str, *arguments: str, timeout: float = 120, **environment: str | None
+    code: str | Path, *arguments: str, timeout: float = 120, **environment: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter that imports what this one imports.
+    """Run a program (its text, or a file) in a fresh interpreter that imports what this one does.
 
     ``environment`` adds variables; one that is ``None`` is not passed on.
     """
@@ -294,7 +294,7 @@ def python(
     inherited = os.environ.get("PYTHONPATH")
     env = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{inherited}" if inherited else path}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, *(["-c", code] if isinstance(code, str) else [str(code)]), *arguments],
         env={name: value for name, value in (env | environment).items() if value is not None},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -24,8 +24,10 @@ def resident() -> int:
     return pages * 4096
 
 
-def assert_no_growth(step: Callable[[int], object], iterations: int = 1000) -> None:
-    """Run ``step`` to warm up, then again; a leak of 2 KiB a call would be seen."""
+def assert_no_growth(
+    step: Callable[[int], object], iterations: int = 1000, limit: int = 2048
+) -> None:
+    """Run ``step`` to warm up, then again; a leak of ``limit`` bytes a call would be seen."""
     for i in range(iterations // 3):
         step(i)
     gc.collect()
@@ -34,7 +36,7 @@ def assert_no_growth(step: Callable[[int], object], iterations: int = 1000) -> N
         step(i)
     gc.collect()
     grown = resident() - before
-    assert grown < 2048 * iterations, f"grew by {grown / iterations:.0f} bytes a call"
+    assert grown < limit * iterations, f"grew by {grown / iterations:.0f} bytes a call"
 
 
 @linux
@@ -43,6 +45,33 @@ def test_training(cell: str) -> None:
     case = Case(cell, 5, 4, 8, 16, 2, True)
     module = twin(case)[0]
     assert_no_growth(lambda _: run(module, case))
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+
+@linux
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_ten_thousand_iterations(cell: str) -> None:
+    """Training with an optimizer and inference, in turn: neither tensors nor memory grow."""
+    case = Case(cell, 4, 3, 8, 16)
+    module = twin(case)[0]
+    optimizer = torch.optim.SGD(module.parameters(), 1e-3)
+    x = case.inputs()["x"]
+
+    def step(_: int) -> None:
+        module(x)[0].square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            module(x)
+
+    step(0)
+    before = live_tensors()
+    assert_no_growth(step, 10_000, 200)
+    assert live_tensors() == before
 
 
 @linux

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from registry import Case, Data
 
@@ -75,12 +75,17 @@ def build_sequence(namespace: Any, case: Case, data: Data, **options: Any) -> Si
     module = layer(namespace, case, data, **options)
     x: Any = torch.from_numpy(data.x).to(dtype)
     dy: Any = torch.from_numpy(data.dy).to(dtype)
-    if case.ragged:
+    packed = case.ragged and not case.padded
+    if packed:
         lengths = torch.from_numpy(case.lengths)
         x, dy = (pack_padded_sequence(tensor, lengths) for tensor in (x, dy))
 
+    unsorted = torch.from_numpy(case.unsorted_lengths)
+
     def forward() -> Tensor:
-        y: Tensor = module(x)[0].data if case.ragged else module(x)[0]
+        if case.padded:
+            return padded(module, x, unsorted)
+        y: Tensor = module(x)[0].data if packed else module(x)[0]
         return y
 
     if case.mode == "inference":
@@ -91,8 +96,8 @@ def build_sequence(namespace: Any, case: Case, data: Data, **options: Any) -> Si
 
         return Side(infer, arrays)
 
-    leaf = (x.data if case.ragged else x).requires_grad_()
-    gradient = dy.data if case.ragged else dy
+    leaf = (x.data if packed else x).requires_grad_()
+    gradient = dy.data if packed else dy
     wanted = [leaf, *module.parameters()]
 
     def train() -> tuple[Tensor, ...]:
@@ -100,6 +105,16 @@ def build_sequence(namespace: Any, case: Case, data: Data, **options: Any) -> Si
         return y, *torch.autograd.grad(y, wanted, gradient)
 
     return Side(train, arrays)
+
+
+def padded(module: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    """Call a module on padded input: fastrnn's takes lengths, torch's are packed for it."""
+    if not type(module).__module__.startswith("torch"):
+        native: Tensor = module(x, lengths=lengths)[0]
+        return native
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    y: Tensor = pad_packed_sequence(module(packed)[0], total_length=len(x))[0]
+    return y
 
 
 def arrays(results: tuple[Tensor, ...]) -> dict[str, np.ndarray]:

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <chrono>
 #include <memory>
 
 #include "../check.h"
@@ -24,6 +26,48 @@ fr::Dtype dtype_from_name(const std::string& name) {
     if (name == kNames[i]) return fr::Dtype(i);
   FASTRNN_CHECK(false, "dtype must be float32, float64, bfloat16, float16 or int8, got " << name);
   return fr::Dtype();
+}
+
+// The GIL is released as long as this lives, and from time to time taken back for a moment to run
+// the handlers of signals that came, so that Ctrl-C ends a long call. Taking it back may mean to
+// wait for other Python threads, so it happens rarely.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()), next_(Clock::now() + kPeriod) {}
+  ~Unlocked() { PyEval_RestoreThread(state_); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+  fr::Interrupt interrupt() { return {asked, this}; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto kPeriod = std::chrono::milliseconds(200);
+
+  static bool asked(void* context) {
+    auto& self = *static_cast<Unlocked*>(context);
+    if (Clock::now() < self.next_) return false;
+    PyEval_RestoreThread(self.state_);
+    const bool raised = PyErr_CheckSignals() != 0;
+    self.state_ = PyEval_SaveThread();
+    self.next_ = Clock::now() + kPeriod;
+    return raised;
+  }
+
+  PyThreadState* state_;
+  Clock::time_point next_;
+};
+
+// Calls run(b) without the GIL; raises what a signal's handler raised meanwhile.
+template <class Buffers, class Run>
+void run_unlocked(Buffers& b, const Run& run) {
+  bool finished = false;
+  {
+    Unlocked unlocked;
+    b.interrupt = unlocked.interrupt();
+    finished = run();
+  }
+  if (!finished) throw py::error_already_set();
 }
 
 // A problem with its sizes, which depend on the ISA in use when it was made.
@@ -76,31 +120,38 @@ void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::We
   for (const fr::Weights& w : read_weights(p, size_t(p.directions), from)) *to++ = w;
 }
 
+using Table = std::array<Pointer, 3>;  // rows, T, B
+
+fr::RowTable read_table(const Table& from) {
+  return {static_cast<const int64_t*>(at(from[0])), int64_t(from[1]), int64_t(from[2])};
+}
+
 void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-             Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y, int64_t y_step,
-             int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve, Pointer packed, bool repack,
-             Pointer workspace) {
+             const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
+             Pointer y, int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
+             Pointer packed, bool repack, Pointer workspace) {
   fr::ForwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.table = read_table(table);
   b.h0 = at(h0), b.c0 = at(c0);
   read_weights(sized.problem, weights, b.weights);
   b.y = at(y), b.y_strides = {y_step, y_row};
   b.h_n = at(h_n), b.c_n = at(c_n), b.reserve = at(reserve);
   b.packed = at(packed), b.repack = repack, b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::forward(sized.problem, b);
+  run_unlocked(b, [&] { return fr::forward(sized.problem, b); });
 }
 
 void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-              Pointer h0, Pointer c0, const std::vector<Pointer>& weights, Pointer y,
-              int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy, int64_t dy_step,
-              int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx, int64_t dx_step,
-              int64_t dx_row, Pointer dh0, Pointer dc0, const std::vector<Pointer>& dweights,
-              Pointer workspace) {
+              const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
+              Pointer y, int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy,
+              int64_t dy_step, int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx,
+              int64_t dx_step, int64_t dx_row, Pointer dh0, Pointer dc0,
+              const std::vector<Pointer>& dweights, Pointer dgates, Pointer workspace) {
   fr::BackwardBuffers b;
   b.x = at(x), b.x_strides = {x_step, x_row};
   b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.table = read_table(table);
   b.h0 = at(h0), b.c0 = at(c0);
   read_weights(sized.problem, weights, b.weights);
   b.y = at(y), b.y_strides = {y_step, y_row};
@@ -114,9 +165,9 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
     const Pointer* w = dweights.data() + kWeights * size_t(d);
     b.gradients[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
   }
+  b.dgates = at(dgates);
   b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::backward(sized.problem, b);
+  run_unlocked(b, [&] { return fr::backward(sized.problem, b); });
 }
 
 struct PythonStream : fr::Stream {
@@ -163,6 +214,10 @@ PYBIND11_MODULE(_core, m) {
     d["gates"] = info.gates;
     d["states"] = info.states;
     d["saved"] = info.saved;
+    d["gradients"] = info.gradients;
+    d["state_slots"] = std::vector<int>(info.state_slots, info.state_slots + info.states);
+    d["of_input"] = std::vector<int>(info.of_input, info.of_input + info.gates);
+    d["of_recurrent"] = std::vector<int>(info.of_recurrent, info.of_recurrent + info.gates);
     return d;
   });
   py::class_<SizedProblem>(m, "Problem")

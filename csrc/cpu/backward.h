@@ -133,17 +133,23 @@ void sequence_backward_sizes(const Problem& p, Sizes& sizes) {
 }
 
 template <class C, class N>
-void sequence_backward(const Problem& p, const BackwardBuffers& b) {
+bool sequence_backward(const Problem& p, const BackwardBuffers& b) {
   Arena arena(b.workspace);
   BackwardPass<C, N> pass(p, arena);
-  if (p.B == 0) return pass.clear_gradients(b);
-  Team team(team_size(p));
+  if (p.B == 0) {
+    pass.clear_gradients(b);
+    return true;
+  }
+  Team team(team_size(p), b.interrupt);
   pass.pack(b, team);
   pass.bind(b);
   pass.shared_chain = panel_parts<N>(p, C::kRh) > 1 && team.size() > 1;
   if (pass.shared_chain) pass.chains[0].share(&team);
-  for (int64_t j = 0; j <= pass.rows[0].block_count(); ++j) pass.run_phase(j, team);
+  for (int64_t j = 0; j <= pass.rows[0].block_count() && !team.asked_to_stop(); ++j)
+    pass.run_phase(j, team);
+  if (team.stopped()) return false;
   if (N::kReduced) pass.round_gradients(b);
+  return true;
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

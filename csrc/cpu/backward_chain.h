@@ -74,6 +74,7 @@ struct BackwardRows : LayerRows<C, N> {
   View<const S> dy;
   BlockGradients<C, N> block[2];
   T* ds[C::kState];  // [B,ld_state], gradient of each state as the steps run back
+  T* dgates;         // [rows,kD,H], for the caller; null: not wanted
 
   void lay_out(const Problem& problem, int which, Arena& arena) {
     Base::describe(problem, which);
@@ -92,7 +93,10 @@ struct BackwardRows : LayerRows<C, N> {
 
   void bind(const BackwardBuffers& b) {
     Base::bind(b);
-    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.dy_strides};
+    dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.table,
+          b.dy_strides};
+    const int64_t all_rows = b.offsets ? b.offsets[p->T] : p->T * p->B;
+    dgates = b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * C::kD * p->H : nullptr;
     // A last, incomplete word reads one number past a row.
     if constexpr (kGroup > 1)
       for (auto& to : block)
@@ -264,6 +268,7 @@ class BackwardChain {
       StateRow<N> states[C::kState];
       for (int s = 1; s < C::kState; ++s) states[s] = previous_state(s, t, b);
       auto* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
+      T* dgates = q_->dgates ? q_->dgates + (q_->time.first(t) + b) * C::kD * H : nullptr;
       for (int c = 0; c < columns; ++c, g += W) {
         const int64_t u = (p * kMaxColumns + c) * W;
         const int n = int(smaller(W, H - u));
@@ -283,6 +288,7 @@ class BackwardChain {
         Arr<V, C::kD> d;
         C::backward(saved, prev, y ? load_value(y + u, n) : V(0), options_, dh, ds, d);
         for (int i = 0; i < C::kD; ++i) store_value(to + i * H + u, d[i], n);
+        for (int i = 0; dgates && i < C::kD; ++i) d[i].store(dgates + i * H + u, n);
         for (int s = C::kHoldsOutput ? 0 : 1; s < C::kState; ++s)
           ds[s].store(q_->ds[s] + b * q_->ld_state + u);
       }

@@ -38,7 +38,7 @@ int64_t saved_values(const Problem& p) {
 // [ceil(T/K),B,kState-1,H]. Outputs are not among them, being kept as y.
 template <class C>
 int64_t checkpoint_size(const Problem& p) {
-  const int64_t count = (p.T + p.checkpoint_every - 1) / p.checkpoint_every;
+  const int64_t count = (p.T - 1) / p.checkpoint_every + 1;
   return count * p.B * (C::kState - 1) * p.H;
 }
 
@@ -82,8 +82,8 @@ class ForwardChain {
 
   void bind(const ForwardBuffers& b) {
     time_ = {p_->T, p_->B, b.offsets, direction_ == 1 || p_->reverse};
-    x_ = {static_cast<const S*>(b.x), b.offsets, b.x_strides};
-    y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.y_strides};
+    x_ = {static_cast<const S*>(b.x), b.offsets, b.table, b.x_strides};
+    y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.table, b.y_strides};
     h_n_ = static_cast<S*>(b.h_n) + direction_ * p_->B * O_;
     c_n_ = C::kState > 1 ? static_cast<S*>(b.c_n) + direction_ * p_->B * p_->H : nullptr;
     h0_ = b.h0 ? static_cast<const S*>(b.h0) + direction_ * p_->B * O_ : nullptr;
@@ -100,8 +100,8 @@ class ForwardChain {
 
   // For a stream, in place of bind() and run_block(): step s, by itself, of a sequence without end.
   void step_alone(const S* x, int64_t x_row, S* y, int64_t y_row, int64_t s) {
-    x_ = {x, nullptr, {0, x_row}};
-    y_ = {y, nullptr, {0, y_row}};
+    x_ = {x, nullptr, {}, {0, x_row}};
+    y_ = {y, nullptr, {}, {0, y_row}};
     multiply_inputs(0, 1);
     step(s, 0);
   }
@@ -226,7 +226,8 @@ class ForwardChain {
     const Panels<F>& w = w_->hh.panels;
     const int columns = w.columns(p);
     const T* wx = input_sums() + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
-    S* y = p_->P ? nullptr : y_.row(t, begin_ + r);
+    S* y[kMaxTileRows];
+    if (!p_->P) y_.rows(t, begin_ + r, count, y);
     T* kept = reserve_ ? reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;
     for (int c = 0; c < columns; c += G) {
       const int64_t u = w.unit(p, c);
@@ -248,7 +249,7 @@ class ForwardChain {
           unprojected_.store(r + i, u, out[0]);
         } else {
           next.store(r + i, u, out[0]);
-          store_value(y + i * y_.strides.row + u, out[0], n);
+          store_value(y[i] + u, out[0], n);
         }
         if (kept) save(kept + i * saved_ * p_->H + u, n, saved, out[0]);
       }
@@ -350,10 +351,10 @@ void sequence_forward_sizes(const Problem& p, Sizes& sizes) {
 }
 
 template <class C, class N>
-void sequence_forward(const Problem& p, const ForwardBuffers& b) {
+bool sequence_forward(const Problem& p, const ForwardBuffers& b) {
   Arena packed(b.packed), workspace(b.workspace);
   ForwardPass<C, N> pass(p, packed, workspace);
-  Team team(team_size(p));
+  Team team(team_size(p), b.interrupt);
   if (b.repack) {
     const int64_t panels = pass.weights[0].panel_count();
     team.run(panels * p.directions, [&](int64_t i, int) {
@@ -361,10 +362,11 @@ void sequence_forward(const Problem& p, const ForwardBuffers& b) {
     });
   }
   for (int i = 0; i < pass.chain_count; ++i) pass.chains[i].bind(b);
-  if (p.B == 0) return;
+  if (p.B == 0 || team.asked_to_stop()) return !team.stopped();
   if (panel_parts<N>(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
   team.run_chains(pass.chain_count, pass.chains[0].block_count(),
                   [&](int64_t chain, int64_t block) { pass.chains[chain].run_block(block); });
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -48,8 +48,9 @@ const Kernels& kernels() {
   {cell_kernels<type, Float32>(), cell_kernels<type, Float64>(),              \
    cell_kernels<type, Bfloat16Format>(), cell_kernels<type, Float16Format>(), \
    cell_kernels<type, Int8Format>()},
-#define FASTRNN_INFO(type, id, name) \
-  {name, type::kWx, type::kState, type::kSaved, type::kProjects, type::kHasRelu},
+#define FASTRNN_INFO(type, id, name)                                           \
+  {name,           type::kWx, type::kState,     type::kSaved, type::kProjects, \
+   type::kHasRelu, type::kD,  type::kStateSlot, type::kDwx,   type::kDrh},
   static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
                               {FASTRNN_CELLS(FASTRNN_INFO)},
                               hash_buffers,

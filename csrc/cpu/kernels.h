@@ -21,8 +21,8 @@ struct StreamKernels {
 struct CellKernels {  // null: there is none for this dtype
   void (*forward_sizes)(const Problem&, Sizes&);
   void (*backward_sizes)(const Problem&, Sizes&);
-  void (*forward)(const Problem&, const ForwardBuffers&);
-  void (*backward)(const Problem&, const BackwardBuffers&);
+  bool (*forward)(const Problem&, const ForwardBuffers&);  // false: interrupted
+  bool (*backward)(const Problem&, const BackwardBuffers&);
   StreamKernels stream;
 };
 

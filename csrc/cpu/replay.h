@@ -42,8 +42,8 @@ struct LayerRows {
   }
   void bind(const BackwardBuffers& b) {
     time = {p->T, p->B, b.offsets, direction == 1 || p->reverse};
-    x = {static_cast<const S*>(b.x), b.offsets, b.x_strides};
-    y = {static_cast<const S*>(b.y) + direction * O, b.offsets, b.y_strides};
+    x = {static_cast<const S*>(b.x), b.offsets, b.table, b.x_strides};
+    y = {static_cast<const S*>(b.y) + direction * O, b.offsets, b.table, b.y_strides};
     h0 = b.h0 ? static_cast<const S*>(b.h0) + direction * p->B * O : nullptr;
     c0 = b.c0 ? static_cast<const S*>(b.c0) + direction * p->B * p->H : nullptr;
     const int64_t all_rows = b.offsets ? b.offsets[p->T] : p->T * p->B;

@@ -40,12 +40,32 @@ struct Timeline {
 // Typed access to a [T,B,features] or [N,features] buffer of the caller.
 template <class T>
 struct View {
-  T* data;
-  const int64_t* offsets;
+  T* data = nullptr;
+  const int64_t* offsets = nullptr;
   Strides strides;
+  const int64_t* table = nullptr;
+  int64_t width = 0;  // of a table: rows in a step; 0: the rows of all steps are evenly spaced
+
+  View() = default;
+  View(T* to, const int64_t* packed, const RowTable& rows, Strides by)
+      : data(to), offsets(packed), strides(by), table(rows.rows) {
+    width = table && by.step != rows.B * by.row ? rows.B : 0;
+  }
 
   T* row(int64_t t, int64_t b) const {
-    return data + (offsets ? (offsets[t] + b) * strides.row : t * strides.step + b * strides.row);
+    if (!offsets) return data + t * strides.step + b * strides.row;
+    int64_t i = offsets[t] + b;
+    if (table) i = table[i];
+    return data + (width ? i / width * strides.step + i % width * strides.row : i * strides.row);
+  }
+  // Addresses of the rows [b, b + count) at t.
+  void rows(int64_t t, int64_t b, int count, T** to) const {
+    if (table) {
+      for (int i = 0; i < count; ++i) to[i] = row(t, b + i);
+    } else {
+      T* first = row(t, b);
+      for (int i = 0; i < count; ++i) to[i] = first + i * strides.row;
+    }
   }
 };
 

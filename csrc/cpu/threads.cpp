@@ -6,6 +6,7 @@
 #include <cfenv>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -48,7 +49,8 @@ struct Pool {
   std::atomic<int64_t> done{0};
   std::atomic<int> helpers{0};  // workers with a smaller index may take tickets
 
-  std::mutex team;  // held by the team that has the pool
+  // By the team that has the pool. Not a mutex: what an interrupt runs may make a team of its own.
+  std::atomic<bool> taken{false};
   std::atomic<uint64_t> team_number{0};
   fenv_t floating_point;  // of the team's caller
 
@@ -106,9 +108,14 @@ struct Pool {
     }
   }
 
+  // Where memory or limits allow no more threads, those that there are do the work.
   void start_workers(int wanted) {
-    for (; workers < wanted && workers < kMaxWorkers; ++workers)
-      std::thread([this, index = workers] { worker_loop(index); }).detach();
+    try {
+      for (; workers < wanted && workers < kMaxWorkers; ++workers)
+        std::thread([this, index = workers] { worker_loop(index); }).detach();
+    } catch (const std::exception&) {
+      return;
+    }
   }
 };
 
@@ -130,10 +137,11 @@ Pool& pool() {
 
 }  // namespace
 
-Team::Team(int size) : size_(size < kMaxThreads ? size : kMaxThreads) {
+Team::Team(int size, Interrupt interrupt)
+    : size_(size < kMaxThreads ? size : kMaxThreads), interrupt_(interrupt) {
   if (size_ <= 1) return;
   Pool& p = pool();
-  if (!p.team.try_lock()) {
+  if (p.taken.exchange(true, std::memory_order_acquire)) {
     size_ = 1;
     return;
   }
@@ -145,7 +153,7 @@ Team::Team(int size) : size_(size < kMaxThreads ? size : kMaxThreads) {
 }
 
 Team::~Team() {
-  if (has_pool_) pool().team.unlock();
+  if (has_pool_) pool().taken.store(false, std::memory_order_release);
 }
 
 void Team::run_tickets(int64_t count, Ticket call, const void* body) {
@@ -166,7 +174,9 @@ void Team::run_tickets(int64_t count, Ticket call, const void* body) {
   }
   uint64_t team_seen = 0;
   p.work(open, 0, team_seen);
-  spin_until([&] { return p.done.load(std::memory_order_acquire) == count; });
+  // Others may have taken every ticket: still to be asked, so that they stop.
+  spin_until(
+      [&] { return p.done.load(std::memory_order_acquire) == count || (asked_to_stop(), false); });
   // Closed before the next phase's fields are written: an exchange, so that they stay after it.
   p.word.exchange(open | Pool::kClosed, std::memory_order_acq_rel);
 }
@@ -177,8 +187,8 @@ void Team::run_chain_steps(int chains, int64_t steps, ChainStep call, const void
     std::atomic<int64_t> next{0};
   };
   Chain chain[kMaxChains];
-  const auto agent = [&](int64_t first, int) {
-    for (;;) {
+  const auto agent = [&](int64_t first, int slot) {
+    while (!(slot == 0 ? asked_to_stop() : stopped())) {
       bool finished = true, worked = false;
       for (int i = 0; i < chains; ++i) {
         const int c = int((first + i) % chains);
@@ -201,7 +211,7 @@ void Team::run_chain_steps(int chains, int64_t steps, ChainStep call, const void
   };
   if (!has_pool_ || chains == 1) {
     for (int c = 0; c < chains; ++c)
-      for (int64_t s = 0; s < steps; ++s) call(body, c, s);
+      for (int64_t s = 0; s < steps && !asked_to_stop(); ++s) call(body, c, s);
     return;
   }
   run(size_ < chains ? size_ : chains, agent);

@@ -2,6 +2,9 @@
 // late, or is kept off its core, costs nothing but the help it did not give.
 #pragma once
 
+#include <fastrnn/fastrnn.h>
+
+#include <atomic>
 #include <cstdint>
 
 namespace fastrnn {
@@ -12,20 +15,35 @@ constexpr int kMaxThreads = 64;  // of one team
 // happen to come. Only one team has the pool at a time; another caller works alone meanwhile.
 class Team {
  public:
-  explicit Team(int size);
+  explicit Team(int size, Interrupt interrupt = {});
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
   int size() const { return size_; }
 
+  // Once true, the rest of all work is passed over.
+  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
+  // The same, and asks; only the caller's thread may.
+  bool asked_to_stop() {
+    if (interrupt_.asked && !stopped() && interrupt_.asked(interrupt_.context))
+      stopped_.store(true, std::memory_order_relaxed);
+    return stopped();
+  }
+
   // Calls body(i, slot) for every i in [0, count), each once, and returns when all have returned.
-  // Calls with the same slot, in [0, size()), do not overlap.
+  // Calls with the same slot, in [0, size()), do not overlap; slot 0 is the caller's thread.
   template <class Body>
   void run(int64_t count, const Body& body) {
+    const auto ticket = [&](int64_t i, int slot) {
+      if (!(slot == 0 ? asked_to_stop() : stopped())) body(i, slot);
+    };
     run_tickets(
-        count, [](const void* b, int64_t i, int slot) { (*static_cast<const Body*>(b))(i, slot); },
-        &body);
+        count,
+        [](const void* b, int64_t i, int slot) {
+          (*static_cast<const decltype(ticket)*>(b))(i, slot);
+        },
+        &ticket);
   }
 
   // Calls body(chain, 0), body(chain, 1), ... in this order for every chain; chains are
@@ -45,6 +63,8 @@ class Team {
 
   int size_;
   bool has_pool_ = false;
+  Interrupt interrupt_;
+  std::atomic<bool> stopped_{false};
 };
 
 // Threads that share the panels of one product, where a single row leaves nothing else to share.

@@ -129,7 +129,7 @@ class GradientTickets {
   void bind(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
             const BackwardBuffers& b, const WeightGradients& to, T* lost) {
     q_ = &rows, w_ = &weights, to_ = to, lost_ = lost;
-    dx_ = {static_cast<S*>(b.dx), b.offsets, b.dx_strides};
+    dx_ = {static_cast<S*>(b.dx), b.offsets, b.table, b.dx_strides};
     const auto ranges = [](int64_t n) {
       return (n + GradientScratch<N>::kUnits - 1) / GradientScratch<N>::kUnits;
     };

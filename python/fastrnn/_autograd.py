@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _errors, _ops
+from . import _errors, _library, _ops, _reference
 from ._problem import Layer, Ragged
+from ._second_order import double_backward, new_dgates
+from ._transforms import TransformedRecurrence, gradients_of_gradients
 
 _no_inputs = (None, None)
 """What backward returns for ``layer`` and ``ragged``."""
@@ -50,13 +52,22 @@ class Recurrence(Function):
         wanted = _wanted(ctx, inputs)
         if all(gradient is None for gradient in gradients):
             return (*_no_inputs, *(None for _ in wanted))
-        if torch.is_grad_enabled():
+        arguments = (ctx.layer, ctx.ragged, wanted, gradients, (y, reserve), *inputs)
+        results: tuple[Tensor | None, ...]
+        if torch._C._len_torch_dispatch_stack() or any(map(_batched, gradients)):
+            results = _library.backward(*arguments)
+        elif torch.is_grad_enabled():
             results = RecurrenceBackward.apply(  # type: ignore[no-untyped-call]
                 ctx.layer, ctx.ragged, wanted, *gradients, y, reserve, *inputs
             )
         else:
-            results = _ops.backward(ctx.layer, ctx.ragged, wanted, gradients, (y, reserve), *inputs)
+            results = _ops.backward(*arguments)
         return (*_no_inputs, *results)
+
+
+def _batched(tensor: Tensor | None) -> bool:
+    """Tell whether it is many gradients in one, as ``is_grads_batched`` hands them over."""
+    return tensor is not None and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
@@ -95,13 +106,35 @@ class RecurrenceBackward(Function):
         *inputs: Any,
     ) -> tuple[Tensor | None, ...]:
         """Propagate gradients through the layer."""
-        ctx.layer = layer
-        return _ops.backward(layer, ragged, wanted, (dy, dh_n, dc_n), (y, reserve), *inputs)
+        ctx.layer, ctx.ragged, ctx.wanted = layer, ragged, wanted
+        ctx.set_materialize_grads(False)
+        dgates = new_dgates(layer, inputs[0], ragged)
+        # Detached, y does not refer to the node that will hold this one: no cycle, no leak.
+        ctx.save_for_backward(dy, dh_n, dc_n, y.detach(), reserve, dgates, *inputs)
+        gradients = (dy, dh_n, dc_n)
+        return _ops.backward(layer, ragged, wanted, gradients, (y, reserve), *inputs, dgates=dgates)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        """Raise: there are no second derivatives yet."""
-        raise _errors.transform(ctx.layer.owner, "double backward")
+    def backward(ctx: Any, *incoming: Tensor | None) -> Any:
+        """Differentiate the gradients."""
+        dy, dh_n, dc_n, y, reserve, dgates, *inputs = ctx.saved_tensors
+        layer, ragged, gradients = ctx.layer, ctx.ragged, (dy, dh_n, dc_n)
+        asked = [v if want else None for v, want in zip(incoming, ctx.wanted, strict=True)]
+        if all(v is None for v in asked):
+            return (None,) * (8 + len(inputs))
+        if (
+            torch.is_grad_enabled()
+            or torch._C._len_torch_dispatch_stack()
+            or any(map(_batched, incoming))
+        ):
+            results = gradients_of_gradients(layer, ragged, ctx.wanted, gradients, inputs, asked)
+        else:
+            outputs = (y, reserve)
+            results = double_backward(layer, ragged, gradients, outputs, inputs, asked, dgates)
+        ddy, ddh_n, ddc_n, *rest = (
+            None if t is None else r for t, r in zip((*gradients, *inputs), results, strict=True)
+        )
+        return (None, None, None, ddy, ddh_n, ddc_n, None, None, *rest)
 
 
 def needs_grad(
@@ -132,18 +165,19 @@ def recurrence(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run one layer, through autograd if a gradient can be asked for.
 
-    The arguments are those of ``_ops.forward``; ``out`` must be absent where a gradient is needed.
+    The arguments are those of ``_ops.forward``; ``out`` must be absent where a gradient is needed,
+    and is not used where torch traces or transforms the call.
 
     Returns:
         y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state).
     """
-    if (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    ):
-        _check_surroundings(layer, (x, h0, c0, *weights))
+    if torch.compiler.is_compiling():
+        recorded = needs_grad(x, h0, c0, weights)
+        return _library.forward(layer, x, ragged, h0, c0, weights, recorded)
+    if watched():
+        result = _surrounded(layer, x, ragged, h0, c0, weights)
+        if result is not None:
+            return result
     if needs_grad(x, h0, c0, weights):
         if layer.quantized:
             raise _errors.quantized_gradient(layer.owner)
@@ -152,25 +186,62 @@ def recurrence(
     return _ops.forward(layer, x, ragged, h0, c0, weights, cache=cache, out=out)[:3]
 
 
-def _tangent(tensor: Tensor) -> Tensor | None:
-    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
-    return tangent
+def watched() -> bool:
+    """Tell whether anything may trace or transform calls, so that a call has to find out more."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
-def _check_surroundings(layer: Layer, tensors: Sequence[Tensor | None]) -> None:
-    """Raise under transforms and tracers that would miss what the engine does."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise _errors.transform(layer.owner, "a torch.func transform")
+def _surrounded(
+    layer: Layer,
+    x: Tensor,
+    ragged: Ragged | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Run the layer under what traces or transforms calls; return ``None`` if it need not know."""
     if torch._C._get_tracing_state() is not None:
         raise _errors.transform(layer.owner, "torch.jit.trace")
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and _tangent(tensor) is not None:
-                raise _errors.transform(layer.owner, "forward-mode differentiation")
-    if torch._C._len_torch_dispatch_stack():
-        from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+    tensors = (x, h0, c0, *weights)
+    if _transformed_forward() or any(map(_has_tangent, tensors)):
+        _check_not_quantized(layer)
+        return _reference.run(layer, x, ragged, h0, c0, weights)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        _check_not_quantized(layer)
+        y, h_n, c_n, _ = TransformedRecurrence.apply(layer, ragged, *tensors)  # type: ignore[no-untyped-call]
+        return y, h_n, c_n
+    if _traced():
+        recorded = needs_grad(x, h0, c0, weights)
+        return _library.forward(layer, x, ragged, h0, c0, weights, recorded)
+    return None
 
-        for mode in _get_current_dispatch_mode_stack():
-            if isinstance(mode, ProxyTorchDispatchMode):
-                raise _errors.transform(layer.owner, "tracing with make_fx")
+
+def _check_not_quantized(layer: Layer) -> None:
+    if layer.quantized:
+        raise _errors.quantized_gradient(layer.owner)
+
+
+def _transformed_forward() -> bool:
+    """Tell whether a transform differentiates forwards."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+
+
+def _has_tangent(tensor: Tensor | None) -> bool:
+    if tensor is None or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _traced() -> bool:
+    """Tell whether a mode other than that for fake tensors, which are known, sees all calls."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return any(not isinstance(m, FakeTensorMode) for m in _get_current_dispatch_mode_stack())

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks, _errors, _ops
-from ._autograd import needs_grad, recurrence
-from ._problem import AUTO, Layer, Ragged, Stack, Weights, make_stack, make_step
+from . import _autocast, _checks, _errors, _onnx_export, _ops, _variable_length
+from ._autograd import needs_grad, recurrence, watched
+from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
+from ._variable_length import Lengths
 from .streaming import Stream
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def run_layers(
     Returns:
         y, h_n and, of an LSTM, c_n.
     """
+    if _onnx_export.active():
+        return _onnx_export.run_layers(stack, x, h0, c0, weights, batch_first, dropout)
     layers = stack.batch_first if batch_first else stack.time_major
     count = len(layers)
     if count == 1:
@@ -52,9 +55,9 @@ def run_layers(
         _checks.check_state_shape(layers[0], "h0", h0, batch, count)
     if c0 is not None:
         _checks.check_state_shape(layers[0], "c0", c0, batch, count)
-    recorded = needs_grad(x, h0, c0, [w for own in weights for w in own])
+    joined = watched() or needs_grad(x, h0, c0, [w for own in weights for w in own])
     # torch.cat may use torch's own threads, which hang in a forked child: inference goes without.
-    finals = None if recorded else _ops.final_states(layers[0], x, batch, count)
+    finals = None if joined else _ops.final_states(layers[0], x, batch, count)
     parts = []
     for layer, own in zip(layers, weights, strict=True):
         at = slice(layer.index * stack.directions, (layer.index + 1) * stack.directions)
@@ -104,14 +107,29 @@ def run(
     batch_first: bool,
     dropout: float,
     cache: _ops.PackedCache | None = None,
+    lengths: Lengths | None = None,
+    reset_mask: Tensor | None = None,
 ) -> tuple[Any, Any]:
     """Run a module on whatever kind of input it was given.
 
     Returns:
         The output, of the kind of the input, and h_n or (h_n, c_n).
     """
+    if _autocast.applies(input):
+        return _autocast.sequences(
+            lambda x, hx, weights: run(
+                stack, x, hx, weights, batch_first, dropout, cache, lengths, reset_mask
+            ),
+            stack.time_major[0],
+            input,
+            hx,
+            weights,
+        )
     h0, c0 = _split(stack.owner, stack.spec, hx, step=False)
     if isinstance(input, PackedSequence):
+        for name, given in (("lengths", lengths), ("reset_mask", reset_mask)):
+            if given is not None:
+                raise _errors.packed_with(stack.owner, name)
         return _run_packed(stack, input, h0, c0, weights, dropout, cache)
     if not isinstance(input, Tensor):
         raise _errors.not_a_tensor(stack.owner, "input", input)
@@ -121,6 +139,14 @@ def run(
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None and state.dim() != rank:
             raise _errors.state_rank(stack.owner, name, rank, state)
+    if lengths is not None or reset_mask is not None:
+        if _onnx_export.active():
+            y, h_n, c_n = _onnx_export.run_padded(
+                stack, input, h0, c0, weights, batch_first, dropout, lengths, reset_mask
+            )
+            return y, h_n if c_n is None else (h_n, c_n)
+        ragged = _variable_length.describe(stack.owner, input, batch_first, lengths, reset_mask)
+        return _run_padded(stack, input, h0, c0, weights, batch_first, dropout, cache, ragged)
     if rank == 3:
         y, h_n, c_n = run_layers(stack, input, None, h0, c0, weights, batch_first, dropout, cache)
         return y, h_n if c_n is None else (h_n, c_n)
@@ -145,6 +171,8 @@ def _run_packed(
     dropout: float,
     cache: _ops.PackedCache | None,
 ) -> tuple[PackedSequence, Any]:
+    if _onnx_export.active():
+        raise _onnx_export.packed(stack.owner)
     x, batch_sizes, order, back = input
     ragged = _checks.ragged(stack.owner, batch_sizes, x.shape[0])
     if x.dim() == 2 and x.shape[0] > ragged.N:
@@ -160,6 +188,36 @@ def _run_packed(
     output = PackedSequence(y, batch_sizes, order, back)
     h_n = _permuted(h_n, back)
     return output, h_n if c_n is None else (h_n, _permuted(c_n, back))
+
+
+def _run_padded(
+    stack: Stack,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Weights],
+    batch_first: bool,
+    dropout: float,
+    cache: _ops.PackedCache | None,
+    segments: _variable_length.Segments,
+) -> tuple[Tensor, Any]:
+    unbatched, D = input.dim() == 2, stack.directions
+    if unbatched:
+        input, batch_first = input.unsqueeze(1), False
+        h0, c0 = _unsqueezed(h0, 1), _unsqueezed(c0, 1)
+    layers, batch = stack.time_major, segments.ragged.padded[1]
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None:
+            _checks.check_state_shape(layers[0], name, state, batch, len(layers))
+    h, c = segments.enter(h0, D), segments.enter(c0, D)
+    y, h_n, c_n = run_layers(
+        stack, input, segments.ragged, h, c, weights, batch_first, dropout, cache
+    )
+    h_n = segments.leave(h_n, h0, D)
+    c_n = None if c_n is None else segments.leave(c_n, c0, D)
+    if unbatched:
+        y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
+    return y, h_n if c_n is None else (h_n, c_n)
 
 
 def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
@@ -178,6 +236,11 @@ def run_step(
     Returns:
         h, or (h, c) if the cell has two states.
     """
+    if _autocast.applies(input):
+        low: Hidden = _autocast.step(
+            lambda x, hx, own: run_step(layer, x, hx, own, cache), layer, input, hx, weights
+        )
+        return low
     h0, c0 = _split(layer.owner, layer.spec, hx, step=True)
     if not isinstance(input, Tensor):
         raise _errors.not_a_tensor(layer.owner, "input", input)
@@ -187,6 +250,8 @@ def run_step(
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None and state.dim() != rank:
             raise _errors.step_state_rank(layer.owner, name, rank, state)
+    if _onnx_export.active():
+        return _onnx_export.run_step(layer, input, h0, c0, weights)
     if rank == 2:
         h, _, c = recurrence(layer, input, None, h0, c0, weights, cache)
         return h if c is None else (h, c)
@@ -213,31 +278,57 @@ class RNNBase(torch.nn.RNNBase):
     def __init__(
         self, mode: str, *args: Any, checkpoint_every: int | str | None, **kw: Any
     ) -> None:
-        super().__init__(mode, *args, **kw)
+        # Not super(): of fastrnn.compat's classes that would be torch.nn.LSTM and its like.
+        torch.nn.RNNBase.__init__(self, mode, *args, **kw)
         self.checkpoint_every = checkpoint_every
 
-    def forward(self, input: Tensor | PackedSequence, hx: Hidden | None = None) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None = None,
+        lengths: Lengths | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[Any, Any]:
         """Run the layers over a batch of sequences.
 
         Args:
             input: (T, B, I), or (B, T, I) if ``batch_first``, or (T, I) without a batch, or a
                 PackedSequence.
             hx: initial states as the class describes them, ``None`` for zeros.
+            lengths: the steps of each sequence, B ints in [0, T] in any order, as a sequence or an
+                int64 or int32 tensor; one int without a batch. What comes after is padding: it is
+                never read, and its output is 0. A sequence of length 0 keeps its initial state.
+                ``None``: T each.
+            reset_mask: bool (T, B), or (B, T) if ``batch_first``, or (T) without a batch: true at
+                (t, b) starts a new segment at step t, with zero state. The second direction, which
+                starts from its initial state at the sequence's end, has zero state where it passes
+                from step t to step t - 1. ``None``: no resets.
 
         Returns:
             The output, of the kind of the input, and the final states, of the kind of ``hx``.
 
         Raises:
-            ValueError: if the rank or the dtype of the input is wrong.
+            ValueError: if the rank or the dtype of the input is wrong, or lengths or reset_mask do
+                not fit the input.
             RuntimeError: if a shape, a device or the dtype of a state is wrong, or T is 0.
             NotImplementedError: if there are no kernels for the dtype.
-            TypeError: if an argument is no tensor.
+            TypeError: if an argument is no tensor, or lengths are no ints.
         """
         runtime = self.__dict__.get("_runtime") or self._prepare()
         stack = runtime.stack
         weights = [_read(self, layer.names) for layer in stack.time_major]
         dropout = self.dropout if self.training else 0.0
-        return run(stack, input, hx, weights, self.batch_first, dropout, runtime.cache)
+        return run(
+            stack,
+            input,
+            hx,
+            weights,
+            self.batch_first,
+            dropout,
+            runtime.cache,
+            lengths,
+            reset_mask,
+        )
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Return an object that does one time step a call; see :class:`fastrnn.Stream`.
@@ -278,9 +369,9 @@ class RNNBase(torch.nn.RNNBase):
 
     def _prepare(self) -> _Runtime:
         spec = self._spec
-        stack = make_stack(
+        stack = stack_of(
             self._owner,
-            spec,
+            spec.name,
             spec.activations[spec.modes.index(self.mode)],
             self.input_size,
             self.hidden_size,
@@ -288,9 +379,12 @@ class RNNBase(torch.nn.RNNBase):
             self.num_layers,
             2 if self.bidirectional else 1,
             self.bias,
-            checkpoint_every=checkpoint_steps(self.checkpoint_every),
+            False,
+            checkpoint_steps(self.checkpoint_every),
         )
-        runtime = self.__dict__["_runtime"] = _Runtime(stack, {})
+        runtime = _Runtime(stack, {})
+        if not torch.compiler.is_compiling():
+            self.__dict__["_runtime"] = runtime
         return runtime
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -309,6 +403,9 @@ class RNNCellBase(torch.nn.RNNCellBase):
 
     _spec: ClassVar[CellSpec]
     _owner: ClassVar[str]
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        torch.nn.RNNCellBase.__init__(self, *args, **kw)  # not super(), as in RNNBase
 
     def forward(self, input: Tensor, hx: Hidden | None = None) -> Any:
         """Do one time step.
@@ -333,16 +430,17 @@ class RNNCellBase(torch.nn.RNNCellBase):
         return self._spec.activations[0]
 
     def _prepare(self) -> tuple[Layer, _ops.PackedCache]:
-        layer = make_step(
+        layer = step_of(
             self._owner,
-            self._spec,
+            self._spec.name,
             self._activation(),
             self.input_size,
             self.hidden_size,
             bool(self.bias),
         )
         runtime: tuple[Layer, _ops.PackedCache] = layer, {}
-        self.__dict__["_runtime"] = runtime
+        if not torch.compiler.is_compiling():
+            self.__dict__["_runtime"] = runtime
         return runtime
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -6,7 +6,6 @@ function call costs as much as three of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -58,11 +57,13 @@ def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -
 
     Raises:
         TypeError: if it is no tensor, or one that wraps another, or a real one among fake ones.
-        RuntimeError: if device or dtype differ.
+        RuntimeError: if device or dtype differ, or the layout is not strided.
         ValueError: if the dtype of the first weight differs, and this is no single step.
     """
     if not isinstance(tensor, Tensor):
         raise _errors.not_a_tensor(layer.owner, name, tensor)
+    if tensor.layout is not torch.strided:
+        raise _errors.unsupported_layout(layer.owner, name, tensor)
     if tensor.device != x.device:
         raise _errors.device(layer.owner, name, x, tensor)
     if tensor.dtype is not x.dtype:
@@ -92,14 +93,19 @@ def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, in
     if x.layout is not torch.strided:
         raise _errors.unsupported_layout(layer.owner, "input", x)
     shape, width = x.shape, layer.width
-    if len(shape) == 3 and not layer.step and ragged is None:
+    padded = ragged is not None and ragged.rows is not None
+    if len(shape) == 3 and not layer.step and (ragged is None or padded):
         first, second, features = shape
         T, B = (second, first) if layer.x_batch_first else (first, second)
         y_shape: tuple[int, ...] = (B, T, width) if layer.y_batch_first else (T, B, width)
+        if ragged is not None:
+            if ragged.padded != (T, B):
+                raise _errors.input_shape(layer, ragged, x)
+            T, B = min(T, ragged.T), ragged.B
     elif len(shape) == 2 and layer.step and ragged is None:
         B, features = shape
         T, y_shape = 1, (B, width)
-    elif len(shape) == 2 and ragged is not None and shape[0] == ragged.N:
+    elif len(shape) == 2 and ragged is not None and not padded and shape[0] == ragged.N:
         T, B, features = ragged.T, ragged.B, shape[1]
         y_shape = (ragged.N, width)
     else:
@@ -161,12 +167,18 @@ def state(
     layer: Layer, name: str, tensor: Tensor, x: Tensor, batch: int, fake: bool
 ) -> tuple[int, Tensor]:
     """Check an initial state; return its address and the tensor this belongs to."""
-    if fake or type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not x.dtype:
+    if (
+        fake
+        or type(tensor) not in PLAIN
+        or tensor.dtype is not x.dtype
+        or not tensor.is_cpu
+        or tensor.layout is not torch.strided
+    ):
         check_like(layer, name, tensor, x, fake)
     check_state_shape(layer, name, tensor, batch, 1)
     if fake:
         return 0, tensor
-    tensor = dense(tensor)
+    tensor = copy_if_needed(layer, name, tensor)
     return address(layer, name, tensor), tensor
 
 
@@ -174,7 +186,7 @@ def weights(
     layer: Layer, x: Tensor, tensors: Sequence[Tensor | None], fake: bool
 ) -> tuple[list[int], list[Tensor]]:
     """Check the weights; return their addresses and the copies that some of these belong to."""
-    dtype = x.dtype
+    dtype, strided = x.dtype, torch.strided
     addresses = []
     copies = []
     # A lazily negated view (of a complex tensor) is contiguous only if it has a single value.
@@ -189,6 +201,7 @@ def weights(
             or type(weight) not in PLAIN
             or weight.dtype is not dtype
             or not weight.is_cpu
+            or weight.layout is not strided
         ):
             check_like(layer, name, weight, x, fake)
             assert weight is not None
@@ -197,7 +210,7 @@ def weights(
         if fake:
             continue
         if not weight.is_contiguous() or (single and weight.is_neg()):
-            weight = dense(weight)
+            weight = copy_if_needed(layer, name, weight)
             copies.append(weight)
         addresses.append(weight.data_ptr() or address(layer, name, weight))
     if dtype not in DTYPES:
@@ -223,27 +236,36 @@ def quantized_weights(
         assert tensor is not None
         if tensor.shape != shape:
             raise _errors.weight_shape(layer, name, shape, tensor)
-        copies.append(dense(tensor))
+        copies.append(copy_if_needed(layer, name, tensor))
         addresses.append(address(layer, name, copies[-1]))
     return addresses, copies
 
 
 def reserve_shape(
-    layer: Layer, T: int, B: int, y_shape: tuple[int, ...], saved: int
+    layer: Layer, T: int, B: int, ragged: Ragged | None, saved: int
 ) -> tuple[int, ...]:
     """Return the shape of what forward leaves for backward, (D, T*B or N, saved, H).
 
     With ``checkpoint_every`` = K there are ceil(T/K)*B rows.
     """
     steps = layer.checkpoint_steps(T)
-    rows = -(-T // steps) * B if steps else math.prod(y_shape[:-1])
+    rows = -(-T // steps) * B if steps else T * B if ragged is None else ragged.N
     return (layer.directions, rows, saved, layer.hidden_size)
 
 
-def _alike(layer: Layer, name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+def _alike(
+    layer: Layer, name: str, tensor: Tensor | None, x: Tensor, shape: tuple[int, ...]
+) -> None:
     """Check what autograd or a hook on saved tensors has handed back."""
-    if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not x.dtype:
+    if (
+        tensor is None
+        or type(tensor) not in PLAIN
+        or tensor.dtype is not x.dtype
+        or not tensor.is_cpu
+        or tensor.layout is not torch.strided
+    ):
         check_like(layer, name, tensor, x, False)
+        assert tensor is not None
     if tensor.shape != shape:
         raise _errors.shape(layer.owner, name, "forward's", shape, tensor)
 
@@ -258,11 +280,13 @@ def saved(
     """Check y and the reserve that forward left; return them with their values in order."""
     y, reserve = outputs
     _alike(layer, "the saved output", y, x, y_shape)
-    if reserve is not None:
+    if reserve is not None or reserve_shape[2]:
         like = x if value_dtype(x.dtype) is x.dtype else x.new_empty(0, dtype=torch.float32)
         _alike(layer, "the saved reserve", reserve, like, reserve_shape)
-        reserve = dense(reserve)
-    return dense(y), reserve
+        assert reserve is not None
+        reserve = copy_if_needed(layer, "the saved reserve", reserve)
+        address(layer, "the saved reserve", reserve)
+    return copy_if_needed(layer, "the saved output", y), reserve
 
 
 def gradients(
@@ -279,17 +303,24 @@ def gradients(
         _alike(layer, "the gradient of the output", dy, x, y_shape)
     if dh_n is not None:
         _alike(layer, "the gradient of h_n", dh_n, x, (*lead, layer.output_size))
-        dh_n = dense(dh_n)
+        dh_n = copy_if_needed(layer, "the gradient of h_n", dh_n)
+        address(layer, "the gradient of h_n", dh_n)
     if dc_n is not None:
         _alike(layer, "the gradient of c_n", dc_n, x, (*lead, layer.hidden_size))
-        dc_n = dense(dc_n)
+        dc_n = copy_if_needed(layer, "the gradient of c_n", dc_n)
+        address(layer, "the gradient of c_n", dc_n)
     return dy, dh_n, dc_n
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy if its memory does not hold its values in order."""
+def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory does not hold its values in order.
+
+    Raises:
+        RuntimeError: if it would have to be copied from memory that is not there.
+    """
     if tensor.is_contiguous() and not tensor.is_neg():
         return tensor
+    address(layer, name, tensor)
     return tensor.contiguous().resolve_neg()
 
 
@@ -304,6 +335,7 @@ def rows(
     """
     stride = tensor.stride()
     if (stride[-1] != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        address(layer, name, tensor)
         tensor = tensor.contiguous().resolve_neg()
         stride = tensor.stride()
     at = tensor.data_ptr() or address(layer, name, tensor)

@@ -1,5 +1,7 @@
 """Types of the compiled module. Pointers are integers, 0 stands for an absent buffer."""
 
+from typing import TypedDict
+
 class Problem:
     """One layer over one batch: every size and layout follows from it (csrc/include/fastrnn.h)."""
 
@@ -43,13 +45,26 @@ def version() -> str: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
-def cell_info(name: str) -> dict[str, int]: ...
+
+class _CellInfo(TypedDict):
+    """Counts of a cell (csrc/include/fastrnn/fastrnn.h)."""
+
+    gates: int
+    states: int
+    saved: int
+    gradients: int
+    state_slots: list[int]
+    of_input: list[int]
+    of_recurrent: list[int]
+
+def cell_info(name: str) -> _CellInfo: ...
 def forward(
     problem: Problem,
     x: int,
     x_step: int,
     x_row: int,
     offsets: int,
+    table: tuple[int, int, int],
     h0: int,
     c0: int,
     weights: list[int],
@@ -70,6 +85,7 @@ def backward(
     x_step: int,
     x_row: int,
     offsets: int,
+    table: tuple[int, int, int],
     h0: int,
     c0: int,
     weights: list[int],
@@ -88,6 +104,7 @@ def backward(
     dh0: int,
     dc0: int,
     dweights: list[int],
+    dgates: int,
     workspace: int,
     /,
 ) -> None: ...

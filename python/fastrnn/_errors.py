@@ -27,8 +27,11 @@ def input_shape(layer: Layer, ragged: Ragged | None, got: Tensor) -> Exception:
     """Return the error for an input of the wrong shape."""
     if layer.step:
         form, sizes = "(B, I)", ["*"]
-    elif ragged is not None:
+    elif ragged is not None and ragged.rows is None:
         form, sizes = "(N, I)", [str(ragged.N)]
+    elif ragged is not None:
+        T, B = map(str, ragged.padded)
+        form, sizes = ("(B, T, I)", [B, T]) if layer.x_batch_first else ("(T, B, I)", [T, B])
     else:
         form, sizes = "(B, T, I)" if layer.x_batch_first else "(T, B, I)", ["*", "*"]
     return shape(layer.owner, "input", form, [*sizes, layer.input_size], got)
@@ -192,6 +195,20 @@ def batch_sizes(owner: str, expected: str, got: object) -> Exception:
     return error(
         f"{owner}: batch_sizes of a PackedSequence must {expected}, got {got}; "
         "make it with torch.nn.utils.rnn.pack_padded_sequence"
+    )
+
+
+def segments(owner: str, name: str, expected: str, got: object, kind: bool = False) -> Exception:
+    """Return the error for lengths or a reset_mask that do not fit the input, or are of no kind."""
+    error = TypeError if kind else ValueError
+    return error(f"{owner}: {name} must {expected}, got {got}")
+
+
+def packed_with(owner: str, name: str) -> Exception:
+    """Return the error for a PackedSequence together with what describes padded input."""
+    return ValueError(
+        f"{owner}: {name} must be None with a PackedSequence, which has its own lengths; "
+        "give the padded input instead"
     )
 
 

@@ -45,6 +45,7 @@ core = _core
 """For the reservoir's engine, whose checks stand in ``reservoir._engine``."""
 
 _CPU = torch.device("cpu")
+_NO_TABLE = (0, 0, 0)
 
 
 class _StreamLike(Protocol):
@@ -153,31 +154,45 @@ def _saved(layer: Layer) -> int:
     return _plan(layer, torch.float32, 1, 1, False, True, checkpoint_every, 1, _core.isa()).saved
 
 
+@functools.cache
+def cell_info(name: str) -> _core._CellInfo:
+    """Return the engine's counts of a cell."""
+    return _core.cell_info(name)
+
+
 class _Scratch(threading.local):
-    """Memory that a thread needs during a call, kept for its next one: allocating takes time."""
+    """Memory that a thread needs during a call, kept for its next one: allocating takes time.
+
+    Nothing is kept during a call: a signal's handler may make another one on the same thread.
+    """
 
     def __init__(self) -> None:
-        self.buffer: Tensor | None = None
-        self.address = 0
-        self.size = 0
+        self.kept: tuple[int, int, Tensor | None] = (0, 0, None)
 
-    def take(self, size: int) -> tuple[int, Tensor | None]:
-        """Return the address of ``size`` bytes, and what must live as long as they are used."""
-        if size <= min(self.size, KEPT_SCRATCH):
-            return self.address, self.buffer
+    def take(self, size: int) -> tuple[int, int, Tensor | None]:
+        """Return the address of at least ``size`` bytes, their number and what holds them."""
+        kept = self.kept
+        if size <= min(kept[1], KEPT_SCRATCH):
+            self.kept = (0, 0, None)
+            return kept
         buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
-        address = buffer.data_ptr()
-        if size <= KEPT_SCRATCH:
-            self.buffer, self.address, self.size = buffer, address, size
-        return address, buffer
+        return buffer.data_ptr(), size, buffer
+
+    def give_back(self, taken: tuple[int, int, Tensor | None]) -> None:
+        """Keep what ``take`` returned."""
+        if self.kept[1] <= taken[1] <= KEPT_SCRATCH:
+            self.kept = taken
 
 
 _scratch = _Scratch()
 
 
-def scratch(size: int) -> tuple[int, Tensor | None]:
-    """Return the address of ``size`` bytes for one call, and what to hold until it returns."""
+def scratch(size: int) -> tuple[int, int, Tensor | None]:
+    """Return scratch of ``size`` bytes for one call, its address first; then give it back."""
     return _scratch.take(_aligned(size))
+
+
+give_back_scratch = _scratch.give_back
 
 
 def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
@@ -190,8 +205,14 @@ def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalSt
     return h_n, c_n
 
 
-def _reserve(layer: Layer, x: Tensor, T: int, B: int, y_shape: tuple[int, ...]) -> Tensor | None:
-    shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+def _table(ragged: Ragged | None) -> tuple[int, int, int]:
+    if ragged is None or ragged.rows is None:
+        return _NO_TABLE
+    return ragged.rows.data_ptr(), *ragged.padded
+
+
+def _reserve(layer: Layer, x: Tensor, T: int, B: int, ragged: Ragged | None) -> Tensor | None:
+    shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     return x.new_empty(shape, dtype=_checks.value_dtype(x.dtype)) if shape[2] else None
 
 
@@ -256,7 +277,8 @@ def forward(
     Args:
         layer: what to run; it says how ``x`` and y are laid out.
         x: input, (T, B, I) or (B, T, I); (N, I) for packed rows; (B, I) for a single step.
-        ragged: where the rows of a packed batch are.
+        ragged: where the rows of sequences of several lengths are; it counts the sequences of the
+            states, and the output has zeros in the padding.
         h0: initial state, (D, B, O), or (B, O) for a single step; ``None`` for zeros.
         c0: initial cell state with H in place of O, if the cell has one.
         weights: five for each direction.
@@ -272,9 +294,11 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    y = x.new_empty(*y_shape)  # a tuple takes half as long again
+    # The engine leaves padding alone. As a tuple, sizes take half as long again.
+    padded = ragged is not None and ragged.rows is not None
+    y = x.new_zeros(y_shape) if padded else x.new_empty(*y_shape)
     h_n, c_n = final_states(layer, x, B) if out is None else out
-    reserve = _reserve(layer, x, T, B, y_shape) if training else None
+    reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
@@ -290,18 +314,20 @@ def forward(
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
     if cache is None:
         repack, fresh, packed_at, size = True, None, size, size + plan.packed
-        scratch, _buffer = _scratch.take(size)
-        packed_address = scratch + packed_at
+        taken = _scratch.take(size)
+        packed_address = taken[0] + packed_at
     else:
         packed, fresh = _packed(layer, plan, addresses, cache)
         repack, packed_address = fresh is not None, packed.data_ptr()
-        scratch, _buffer = _scratch.take(size)
+        taken = _scratch.take(size)
+    scratch = taken[0]
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     _y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     _core.forward(
         plan.problem,
         *x_rows,
         0 if ragged is None else ragged.offsets.data_ptr(),
+        _table(ragged),
         h0_address,
         c0_address,
         addresses,
@@ -313,6 +339,7 @@ def forward(
         repack,
         scratch,
     )
+    _scratch.give_back(taken)
     if fresh is not None and cache is not None:
         cache[layer.index] = fresh
     return y, h_n, c_n, reserve
@@ -328,6 +355,7 @@ def backward(
     h0: Tensor | None,
     c0: Tensor | None,
     *weights: Tensor | None,
+    dgates: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer.
 
@@ -341,6 +369,8 @@ def backward(
         h0: see there.
         c0: see there.
         weights: see there.
+        dgates: where the gradients of the pre-activations go, (D, T*B or N, ``gradients`` of
+            ``cell_info``, H); ``None``: nowhere.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -360,8 +390,10 @@ def backward(
         return tuple(None if t is None else t.zero_() for t in results)
 
     dx, dh0, dc0, *dweights = results
+    if dx is not None and ragged is not None and ragged.rows is not None:
+        dx.zero_()  # the engine leaves padding alone
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
-    reserve_shape = _checks.reserve_shape(layer, T, B, y_shape, _saved(layer))
+    reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -373,11 +405,12 @@ def backward(
     threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
-    scratch, _buffer = _scratch.take(plan.backward_workspace)
+    taken = _scratch.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
         *x_rows,
         0 if ragged is None else ragged.offsets.data_ptr(),
+        _table(ragged),
         h0_address,
         c0_address,
         addresses,
@@ -390,8 +423,10 @@ def backward(
         _pointer(dh0),
         _pointer(dc0),
         [_pointer(t) for t in dweights],
-        scratch,
+        _pointer(dgates),
+        taken[0],
     )
+    _scratch.give_back(taken)
     return results
 
 
@@ -439,7 +474,9 @@ def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
     if x.shape != (stream.batch_size, layer.input_size):
         expected = (stream.batch_size, layer.input_size)
         raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
-    return _checks.dense(x.detach()).as_subclass(Tensor)
+    x = _checks.copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
+    _checks.address(layer, "input", x)
+    return x
 
 
 def set_stream_state(
@@ -463,5 +500,6 @@ def set_stream_state(
             like = torch.empty(0, dtype=dtype, device=_CPU)
             _checks.check_like(layer, name, value, like, False)
             _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
-            kept.append(_checks.dense(value))
+            kept.append(_checks.copy_if_needed(layer, name, value))
+            _checks.address(layer, name, kept[-1])
     engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if c is not None else 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # the cells build on this module
@@ -59,15 +61,37 @@ class Layer:
     quantized: bool = False
     checkpoint_every: int = 0
 
-    @functools.cached_property
-    def output_size(self) -> int:
-        """Width of the output of one direction."""
-        return self.proj_size or self.hidden_size
+    output_size: int = field(init=False)
+    """Width of the output of one direction."""
+    width: int = field(init=False)
+    """Width of the output, all directions."""
+    key: str = field(init=False)
+    """What :func:`layer_of` makes an equal layer of: dispatcher operators take no objects."""
 
-    @functools.cached_property
-    def width(self) -> int:
-        """Width of the output, all directions."""
-        return self.directions * self.output_size
+    def __post_init__(self) -> None:
+        output_size = self.proj_size or self.hidden_size
+        key = json.dumps(
+            [
+                self.owner,
+                self.spec.name,
+                self.activation,
+                self.input_size,
+                self.hidden_size,
+                self.proj_size,
+                self.directions,
+                self.bias,
+                self.index,
+                self.count,
+                self.step,
+                self.x_batch_first,
+                self.y_batch_first,
+                self.quantized,
+                self.checkpoint_every,
+            ]
+        )
+        object.__setattr__(self, "output_size", output_size)
+        object.__setattr__(self, "width", self.directions * output_size)
+        object.__setattr__(self, "key", key)
 
     def checkpoint_steps(self, T: int) -> int:
         """Return K for T steps, 0 if everything is kept."""
@@ -76,19 +100,25 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Rows of a packed batch.
+    """Rows of a batch of sequences of several lengths.
 
     Args:
         offsets: int64 on CPU, (T + 1): rows before each step.
         T: number of steps, the longest length.
         B: number of sequences.
         N: number of rows, the sum of the lengths.
+        rows: where input and output are padded: int64 on CPU, (N): of each row in packed order the
+            number ``t * batch + b`` among theirs, whether they are batch-first or not. ``None``:
+            they are packed.
+        padded: number of steps and of sequences in padded input and output.
     """
 
     offsets: Tensor
     T: int
     B: int
     N: int
+    rows: Tensor | None = None
+    padded: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +153,7 @@ def make_stack(
 
     def layers(batch_first: bool) -> tuple[Layer, ...]:
         return tuple(
-            Layer(
+            make_layer(
                 owner,
                 spec,
                 activation,
@@ -134,14 +164,12 @@ def make_stack(
                 bias,
                 index,
                 num_layers,
-                step=False,
+                False,
                 # Between layers data are time-major, so that dropout draws torch's numbers.
-                x_batch_first=batch_first and index == 0,
-                y_batch_first=batch_first and index == num_layers - 1,
-                names=_names(directions, bias, proj_size, f"_l{index}", quantized),
-                shapes=_shapes(spec, width, hidden_size, proj_size, directions, bias, quantized),
-                quantized=quantized,
-                checkpoint_every=checkpoint_every,
+                batch_first and index == 0,
+                batch_first and index == num_layers - 1,
+                quantized,
+                checkpoint_every,
             )
             for index, width in enumerate(widths)
         )
@@ -165,23 +193,75 @@ def make_step(
     owner: str, spec: CellSpec, activation: str, input_size: int, hidden_size: int, bias: bool
 ) -> Layer:
     """Describe a single time step; equal arguments give the same object."""
+    return make_layer(
+        owner, spec, activation, input_size, hidden_size, 0, 1, bias, 0, 1, True, False, False
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def make_layer(
+    owner: str,
+    spec: CellSpec,
+    activation: str,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    directions: int,
+    bias: bool,
+    index: int,
+    count: int,
+    step: bool,
+    x_batch_first: bool,
+    y_batch_first: bool,
+    quantized: bool = False,
+    checkpoint_every: int = 0,
+) -> Layer:
+    """Describe one layer; equal arguments give the same object."""
+    suffix = "" if step else f"_l{index}"
     return Layer(
         owner,
         spec,
         activation,
         input_size,
         hidden_size,
-        proj_size=0,
-        directions=1,
-        bias=bias,
-        index=0,
-        count=1,
-        step=True,
-        x_batch_first=False,
-        y_batch_first=False,
-        names=_names(1, bias, 0, "", False),
-        shapes=_shapes(spec, input_size, hidden_size, 0, 1, bias, False),
+        proj_size,
+        directions,
+        bias,
+        index,
+        count,
+        step,
+        x_batch_first,
+        y_batch_first,
+        _names(directions, bias, proj_size, suffix, quantized),
+        _shapes(spec, input_size, hidden_size, proj_size, directions, bias, quantized),
+        quantized,
+        checkpoint_every,
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def stack_of(owner: str, cell: str, *options: object) -> Stack:
+    """Return ``make_stack`` of a cell's name: of constants alone, as compilers want it."""
+    from .cells import CELLS
+
+    return make_stack(owner, CELLS[cell], *options)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def step_of(owner: str, cell: str, *options: object) -> Layer:
+    """Return ``make_step`` of a cell's name: of constants alone, as compilers want it."""
+    from .cells import CELLS
+
+    return make_step(owner, CELLS[cell], *options)
+
+
+@functools.lru_cache(maxsize=1024)
+def layer_of(key: str) -> Layer:
+    """Return the layer that has this ``key``."""
+    from .cells import CELLS
+
+    owner, name, *rest = json.loads(key)
+    return make_layer(owner, CELLS[name], *rest)
 
 
 def _names(

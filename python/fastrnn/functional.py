@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _errors
 from ._base import check_checkpoint_every, checkpoint_steps, run, run_step
 from ._problem import Stack, Weights, make_stack, make_step
+from ._variable_length import Lengths
 from .cells import CellSpec
 from .cells.elman import SPEC as ELMAN
 from .cells.gru import SPEC as GRU
@@ -36,6 +37,8 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     checkpoint_every: int | str | None = None,
+    lengths: Lengths | None = None,
+    reset_mask: Tensor | None = None,
 ) -> tuple[Any, Tensor]:
     r"""Run a stack of Elman layers over sequences.
 
@@ -53,6 +56,9 @@ def rnn(
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
         checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
+        lengths: steps of each sequence of a padded batch, as the class's ``forward`` describes
+            them. Default: ``None``, T each.
+        reset_mask: where segments start, as described there. Default: ``None``, no resets.
 
     Shape:
         That of :class:`fastrnn.RNN`; ``w_ih`` (H, I) in the first layer, (H, D*H) in the others,
@@ -72,7 +78,8 @@ def rnn(
     stack, layers = _stack(
         "RNN", ELMAN, nonlinearity, weights, num_layers, bidirectional, checkpoint_every
     )
-    return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
+    rate = dropout if training else 0.0
+    return run(stack, input, hx, layers, batch_first, rate, None, lengths, reset_mask)
 
 
 def lstm(
@@ -86,6 +93,8 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     checkpoint_every: int | str | None = None,
+    lengths: Lengths | None = None,
+    reset_mask: Tensor | None = None,
 ) -> tuple[Any, tuple[Tensor, Tensor]]:
     r"""Run a stack of LSTM layers over sequences.
 
@@ -108,6 +117,9 @@ def lstm(
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
         checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
+        lengths: steps of each sequence of a padded batch, as the class's ``forward`` describes
+            them. Default: ``None``, T each.
+        reset_mask: where segments start, as described there. Default: ``None``, no resets.
 
     Shape:
         That of :class:`fastrnn.LSTM`; ``w_ih`` (4*H, I) in the first layer, (4*H, D*O) in the
@@ -125,7 +137,8 @@ def lstm(
     stack, layers = _stack(
         "LSTM", LSTM, "tanh", weights, num_layers, bidirectional, checkpoint_every
     )
-    return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
+    rate = dropout if training else 0.0
+    return run(stack, input, hx, layers, batch_first, rate, None, lengths, reset_mask)
 
 
 def gru(
@@ -139,6 +152,8 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     checkpoint_every: int | str | None = None,
+    lengths: Lengths | None = None,
+    reset_mask: Tensor | None = None,
 ) -> tuple[Any, Tensor]:
     r"""Run a stack of GRU layers over sequences.
 
@@ -159,6 +174,9 @@ def gru(
         bidirectional: D = 2, else D = 1. Default: ``False``.
         batch_first: whether input and output are (B, T, features). Default: ``False``.
         checkpoint_every: K or ``"auto"``, as the class describes it. Default: ``None``.
+        lengths: steps of each sequence of a padded batch, as the class's ``forward`` describes
+            them. Default: ``None``, T each.
+        reset_mask: where segments start, as described there. Default: ``None``, no resets.
 
     Shape:
         That of :class:`fastrnn.GRU`; ``w_ih`` (3*H, I) in the first layer, (3*H, D*H) in the
@@ -174,7 +192,8 @@ def gru(
         See :class:`fastrnn.GRU`.
     """
     stack, layers = _stack("GRU", GRU, "tanh", weights, num_layers, bidirectional, checkpoint_every)
-    return run(stack, input, hx, layers, batch_first, dropout if training else 0.0)
+    rate = dropout if training else 0.0
+    return run(stack, input, hx, layers, batch_first, rate, None, lengths, reset_mask)
 
 
 def rnn_cell(

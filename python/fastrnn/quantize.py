@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _ops
 from ._base import Hidden, run
 from ._problem import Stack, Weights, make_stack
+from ._variable_length import Lengths
 from .cells import CELLS
 from .streaming import Stream
 
@@ -129,14 +130,30 @@ class Quantized(torch.nn.Module):
         self._buffers.update(fresh)
         self._cache = {}
 
-    def forward(self, input: Tensor | PackedSequence, hx: Hidden | None = None) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None = None,
+        lengths: Lengths | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[Any, Any]:
         """Run the layers over a batch of sequences, as :meth:`fastrnn.LSTM.forward` does.
 
         Raises:
             RuntimeError: if input or states require gradients and gradients are enabled; and what
                 the layer raises.
         """
-        return run(self._stack(), input, hx, self._weights(), self.batch_first, 0.0, self._cache)
+        return run(
+            self._stack(),
+            input,
+            hx,
+            self._weights(),
+            self.batch_first,
+            0.0,
+            self._cache,
+            lengths,
+            reset_mask,
+        )
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Return an object that does one time step a call; see :class:`fastrnn.Stream`.

@@ -6,6 +6,7 @@
 #include <fastrnn/fastrnn.h>
 
 #include <csignal>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -30,7 +31,20 @@ struct Setup {
   Layout layout = Layout::kTimeMajor;
   Given given;
   unsigned unwanted = 0;
+  std::vector<int64_t> table = {};  // ragged only: where rows are among table_T * table_B
+  int64_t table_T = 0, table_B = 0;
 };
+
+// Any rows of padded buffers that are somewhat larger than they must be.
+inline void draw_table(Setup& s, Random& random) {
+  const Geometry g(s.problem, s.lengths);
+  s.table_T = s.problem.T + int64_t(random.below(3));
+  s.table_B = s.problem.B + int64_t(random.below(3));
+  for (int64_t i = 0; i < s.table_T * s.table_B; ++i) s.table.push_back(i);
+  for (int64_t i = s.table_T * s.table_B - 1; i > 0; --i)
+    std::swap(s.table[size_t(i)], s.table[size_t(random.below(i + 1))]);
+  s.table.resize(size_t(g.N));
+}
 
 inline std::string describe(const Setup& s) {
   static const char* const kNames[] = {"elman", "lstm", "gru"};
@@ -41,10 +55,10 @@ inline std::string describe(const Setup& s) {
       << (p.activation == Activation::kRelu ? " relu" : "") << " T=" << p.T << " B=" << p.B
       << " I=" << p.I << " H=" << p.H << " P=" << p.P << " directions=" << p.directions
       << (p.reverse ? " reverse" : "") << (p.bias ? "" : " no bias") << (p.ragged ? " ragged" : "")
-      << (p.training ? " training" : "") << " checkpoint_every=" << p.checkpoint_every
-      << " threads=" << p.threads << " layout=" << int(s.layout)
-      << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0 << s.given.dy << s.given.dh_n
-      << s.given.dc_n << " unwanted=" << s.unwanted;
+      << (s.table.empty() ? "" : " table") << (p.training ? " training" : "")
+      << " checkpoint_every=" << p.checkpoint_every << " threads=" << p.threads
+      << " layout=" << int(s.layout) << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0
+      << s.given.dy << s.given.dh_n << s.given.dc_n << " unwanted=" << s.unwanted;
   return out.str();
 }
 
@@ -118,27 +132,34 @@ class Engine {
     bytes(backward_workspace_, sizes.backward_workspace);
   }
 
+  // What a test does to the buffers before the call.
+  std::function<void(fastrnn::ForwardBuffers&)> change_forward;
+  std::function<void(fastrnn::BackwardBuffers&)> change_backward;
+
   // `weights`: false gives null ones, which is enough for an earlier packed copy.
-  void forward(bool repack = true, bool weights = true) {
+  bool forward(bool repack = true, bool weights = true) {
     fastrnn::ForwardBuffers b;
     b.x = at(x_.memory), b.x_strides = x_.strides;
     b.offsets = setup_.problem.ragged ? g_.offsets.data() : nullptr;
+    b.table = table();
     b.h0 = at(h0_), b.c0 = at(c0_);
     if (weights) fill(b.weights);
     b.y = at(y_.memory), b.y_strides = y_.strides;
     b.h_n = at(h_n_), b.c_n = at(c_n_);
     b.reserve = at(reserve_), b.packed = at(packed_), b.repack = repack;
     b.workspace = at(workspace_);
-    fastrnn::forward(setup_.problem, b);
+    if (change_forward) change_forward(b);
+    return fastrnn::forward(setup_.problem, b);
   }
 
-  void backward() {
+  bool backward() {
     const auto wanted = [&](unsigned bit, auto& p) {
       return setup_.unwanted & bit ? nullptr : at(p);
     };
     fastrnn::BackwardBuffers b;
     b.x = at(x_.memory), b.x_strides = x_.strides;
     b.offsets = setup_.problem.ragged ? g_.offsets.data() : nullptr;
+    b.table = table();
     b.h0 = at(h0_), b.c0 = at(c0_);
     fill(b.weights);
     b.y = at(y_.memory), b.y_strides = y_.strides;
@@ -153,7 +174,8 @@ class Engine {
       for (int i = 0; i < 5; ++i) *fields[i] = wanted(kWeight << i, dw_[d][i]);
     }
     b.workspace = at(backward_workspace_);
-    fastrnn::backward(setup_.problem, b);
+    if (change_backward) change_backward(b);
+    return fastrnn::backward(setup_.problem, b);
   }
 
   Results<T> results() {
@@ -232,12 +254,16 @@ class Engine {
     const bool padded = setup_.layout >= Layout::kPaddedRows;
     r.features = features;
     r.strides.row = features + (padded ? 3 : 0);
-    r.strides.step = p.B * r.strides.row;
-    if (setup_.layout == Layout::kBatchFirst) r.strides = {features, p.T * features};
+    const bool scattered = !setup_.table.empty();
+    const int64_t T_ = scattered ? setup_.table_T : p.T, B = scattered ? setup_.table_B : p.B;
+    r.strides.step = B * r.strides.row;
+    if (setup_.layout == Layout::kBatchFirst) r.strides = {features, T_ * features};
     if (setup_.layout == Layout::kPaddedRowsAndSteps) r.strides.step += 5;
-    if (p.ragged) r.strides = {-1, features + (padded ? 3 : 0)};
+    if (p.ragged && !scattered) r.strides = {-1, features + (padded ? 3 : 0)};
     if (features > 0 && g_.N > 0)
-      make(r.memory, position(r, p.T - 1, rows_at(p.T - 1) - 1) + features);
+      make(r.memory, (scattered ? (T_ - 1) * r.strides.step + (B - 1) * r.strides.row
+                                : position(r, p.T - 1, rows_at(p.T - 1) - 1)) +
+                         features);
   }
   void load_rows(Rows& r, int64_t features, const Values& from) {
     make_rows(r, features);
@@ -248,7 +274,15 @@ class Engine {
     remember(r.memory);
   }
   int64_t rows_at(int64_t t) const { return g_.row(t + 1, 0) - g_.row(t, 0); }
+  fastrnn::RowTable table() const {
+    if (setup_.table.empty()) return {};
+    return {setup_.table.data(), setup_.table_T, setup_.table_B};
+  }
   int64_t position(const Rows& r, int64_t t, int64_t b) const {
+    if (!setup_.table.empty()) {
+      const int64_t i = setup_.table[static_cast<size_t>(g_.row(t, b))];
+      return i / setup_.table_B * r.strides.step + i % setup_.table_B * r.strides.row;
+    }
     if (setup_.problem.ragged) return g_.row(t, b) * r.strides.row;
     return t * r.strides.step + b * r.strides.row;
   }

@@ -167,6 +167,29 @@ void check_offsets() {
   EXPECT(with({0, 2, 4}, false).find("offsets") == 0, "dense: " << with({0, 2, 4}, false));
 }
 
+// Rows outside the caller's buffers are found before anything is touched.
+void check_tables() {
+  const int64_t offsets[] = {0, 2, 3};
+  const auto with = [&](std::vector<int64_t> rows, int64_t T, int64_t B, bool ragged = true) {
+    Problem p;
+    p.T = 2, p.B = 2, p.I = 3, p.H = 4, p.ragged = ragged, p.training = true;
+    ForwardBuffers f;
+    BackwardBuffers b;
+    f.offsets = b.offsets = ragged ? offsets : nullptr;
+    f.table = b.table = {rows.data(), T, B};
+    const std::string text = error_of([&] { forward(p, f); });
+    EXPECT(text == error_of([&] { backward(p, b); }), "backward takes other tables than forward");
+    return text;
+  };
+  EXPECT(with({0, 5, 2}, 2, 3).find("table") != 0, "a good table: " << with({0, 5, 2}, 2, 3));
+  for (const std::vector<int64_t>& rows :
+       {std::vector<int64_t>{0, 6, 2}, {0, -1, 2}, {0, 1, INT64_MAX}, {INT64_MIN, 0, 1}})
+    EXPECT(with(rows, 2, 3).find("table.rows") == 0, "rows out of range: " << with(rows, 2, 3));
+  EXPECT(with({0, 1, 2}, 3, 0).find("table.rows") == 0, "no sequences: " << with({0, 1, 2}, 3, 0));
+  EXPECT(with({0, 1, 2}, -1, 3).find("table.T") == 0, "negative: " << with({0, 1, 2}, -1, 3));
+  EXPECT(with({0, 1, 2, 3}, 2, 2, false).find("table") == 0, "dense problems have no table");
+}
+
 void check_names() {
   EXPECT(cell_from_name("elman") == Cell::kElman && cell_from_name("lstm") == Cell::kLstm &&
              cell_from_name("gru") == Cell::kGru,
@@ -318,6 +341,7 @@ int main() {
   check_problems();
   check_buffers();
   check_offsets();
+  check_tables();
   check_names();
   std::printf("misuse is named; names, sizes and instruction sets\n");
   for (const std::string& name : available_isas()) {

@@ -214,6 +214,70 @@ void check_calls() {
   EXPECT(bad == 0, bad << " calls gave other results beside other calls");
 }
 
+// Asked to stop after some answers, a call ends early on every thread, says so, has written nothing
+// outside its buffers, and leaves the next call as it was.
+void check_interrupts(int64_t B, int threads) {
+  test::Setup setup;
+  test::Problem& p = setup.problem;
+  p.cell = test::Cell::kGru, p.training = true, p.threads = threads;
+  p.T = 500, p.B = B, p.I = 16, p.H = B == 1 ? 340 : 40, p.directions = B == 1 ? 1 : 2;
+  const test::Geometry g(p, setup.lengths);
+  const test::Inputs in = test::make_inputs(p, g, setup.given, 4);
+  struct Asked {
+    std::thread::id caller = std::this_thread::get_id();
+    int64_t answers = 0, before = 0;
+    bool elsewhere = false;
+  };
+  const auto with = [&](int64_t before, bool& forward, bool& backward, Asked& asked) {
+    test::Engine<float> engine(setup, g, in);
+    asked.before = before;
+    const fastrnn::Interrupt interrupt{[](void* context) {
+                                         auto& a = *static_cast<Asked*>(context);
+                                         a.elsewhere |= a.caller != std::this_thread::get_id();
+                                         return a.answers++ >= a.before;
+                                       },
+                                       &asked};
+    engine.change_forward = [&](fastrnn::ForwardBuffers& b) { b.interrupt = interrupt; };
+    engine.change_backward = [&](fastrnn::BackwardBuffers& b) { b.interrupt = interrupt; };
+    forward = engine.forward();
+    EXPECT(forward == (asked.answers <= before), "after " << asked.answers << " answers, B=" << B);
+    asked.answers = 0;
+    backward = engine.backward();
+    EXPECT(backward == (asked.answers <= before), "after " << asked.answers << " answers, B=" << B);
+    engine.expect_clean();
+    return engine.results();
+  };
+  bool forward = false, backward = false;
+  Asked whole;
+  const auto expected = with(INT64_MAX, forward, backward, whole);
+  EXPECT(forward && backward, "a call that is never asked to stop ends");
+  EXPECT(whole.answers > 0 && !whole.elsewhere, "asked " << whole.answers << " times");
+  for (int64_t before : {0, 1, 2, 3}) {
+    Asked asked;
+    with(before, forward, backward, asked);
+    EXPECT(before > 0 || (!forward && !backward), "asked to stop at once, B=" << B);
+    EXPECT(!asked.elsewhere && asked.answers <= before + 1, "asked after it said stop");
+  }
+  Asked again;
+  const auto after = with(INT64_MAX, forward, backward, again);
+  EXPECT(after.y == expected.y && after.dw[0][1] == expected.dw[0][1], "after interrupted calls");
+}
+
+// What is asked may make calls of its own.
+void check_nested_calls() {
+  bool alone = true;
+  const fastrnn::Interrupt interrupt{[](void* context) {
+                                       Team inner(3);
+                                       bool& ok = *static_cast<bool*>(context);
+                                       ok = ok && inner.size() == 1 && run_tickets(inner, 20, 100);
+                                       return false;
+                                     },
+                                     &alone};
+  Team team(3, interrupt);
+  EXPECT(run_tickets(team, 50, 100), "with calls in between");
+  EXPECT(alone, "a team within a team works alone");
+}
+
 }  // namespace
 
 int main() {
@@ -227,6 +291,10 @@ int main() {
   std::printf("the caller's rounding mode\n");
   check_calls();
   std::printf("concurrent calls\n");
+  for (int64_t B : {1, 7, 40})
+    for (int threads : {1, 3}) check_interrupts(B, threads);
+  check_nested_calls();
+  std::printf("interrupted calls\n");
   if (std::getenv("FASTRNN_TEST_NO_FORK")) {  // qemu-user cannot run threads in a forked child
     std::printf("SKIPPED: forked children\n");
   } else {

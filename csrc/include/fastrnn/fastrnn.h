@@ -43,6 +43,15 @@ struct Strides {
   int64_t step = 0, row = 0;
 };
 
+// Where the rows of a ragged batch are if they are not packed: row i of the packed order is row
+// (t, b) = (rows[i] / B, rows[i] % B) of the caller's [T,B,...] x, y, dy and dx, by their strides.
+// No number may come twice. Other rows of these are neither read nor written, and the caller's T
+// and B may be larger than the problem's. The reserve is packed all the same.
+struct RowTable {
+  const int64_t* rows = nullptr;  // [N]; null: packed
+  int64_t T = 0, B = 0;           // every number is in [0, T * B)
+};
+
 struct Weights {               // of one direction; null: absent
   const void* w_ih = nullptr;  // [G*H,I]
   const void* w_hh = nullptr;  // [G*H,O]
@@ -61,10 +70,19 @@ struct WeightGradients {  // of one direction, each overwritten; null: not compu
   void* w_hr = nullptr;
 };
 
+// A way to end a long call: the calling thread asks between blocks of steps, never another one.
+// `asked` must not throw. When it has returned true the call returns early, and false; what is in
+// the buffers that it overwrites is then undefined.
+struct Interrupt {
+  bool (*asked)(void* context) = nullptr;  // null: never
+  void* context = nullptr;
+};
+
 struct ForwardBuffers {
   const void* x = nullptr;  // [T,B,I] by strides, or [N,I]
   Strides x_strides;
   const int64_t* offsets = nullptr;  // [T+1], ragged only: rows before step t; B = offsets[1]
+  RowTable table;                    // ragged only
   const void* h0 = nullptr;          // [D,B,O], null: zeros
   const void* c0 = nullptr;          // [D,B,H], null: zeros; LSTM
   Weights weights[2];                // read only when `repack`
@@ -78,12 +96,14 @@ struct ForwardBuffers {
   void* packed = nullptr;     // Sizes::packed bytes; overwritten when `repack`, else read
   bool repack = true;         // false: `packed` holds these very weights from an earlier call
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
+  Interrupt interrupt;
 };
 
 struct BackwardBuffers {
   const void* x = nullptr;  // as in forward
   Strides x_strides;
   const int64_t* offsets = nullptr;
+  RowTable table;
   const void* h0 = nullptr;
   const void* c0 = nullptr;
   Weights weights[2];
@@ -99,7 +119,11 @@ struct BackwardBuffers {
   void* dh0 = nullptr;  // [D,B,O]; overwritten; null: not computed
   void* dc0 = nullptr;  // [D,B,H]; overwritten; null: not computed
   WeightGradients gradients[2];
+  // [D,T*B or N,gradients,H], gradients of the pre-activations, see CellInfo; float64 or float32;
+  // overwritten; null: not kept.
+  void* dgates = nullptr;
   void* workspace = nullptr;  // Sizes::backward_workspace bytes; overwritten
+  Interrupt interrupt;
 };
 
 struct Sizes {
@@ -110,9 +134,10 @@ struct Sizes {
 };
 
 // These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
+// forward() and backward() return whether they came to their end, see Interrupt.
 Sizes sizes(const Problem& problem);
-void forward(const Problem& problem, const ForwardBuffers& buffers);
-void backward(const Problem& problem, const BackwardBuffers& buffers);
+bool forward(const Problem& problem, const ForwardBuffers& buffers);
+bool backward(const Problem& problem, const BackwardBuffers& buffers);
 
 // A stack of layers that takes one time step at a time, for serving and for real-time threads:
 // step() neither allocates nor locks. It keeps a packed copy of the weights, a snapshot. Not to be
@@ -142,6 +167,11 @@ struct CellInfo {
   int gates, states, saved;
   bool projects;  // P > 0 is possible
   bool has_relu;  // Activation::kRelu is possible
+  // Distinct gradients of pre-activations, and which of them belongs to each gate of the input and
+  // of the recurrent product.
+  int gradients;
+  const int* state_slots;  // [states]: which saved value is the state after the step; -1: none
+  const int *of_input, *of_recurrent;  // [gates]
 };
 CellInfo cell_info(Cell cell);
 Cell cell_from_name(const std::string& name);

@@ -5,10 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 Maths = Callable[[Tensor, Tensor, Sequence[Tensor], str], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Say what another format calls a cell, and how it lays out the same numbers.
+
+    Args:
+        name: the operator or layer.
+        order: its gates, as numbers of ours: its k-th gate is our gate ``order[k]``.
+        functions: its activations; an empty name is the one the cell was built with.
+        options: what its options have to be for the maths to be ours.
+    """
+
+    name: str
+    order: tuple[int, ...]
+    functions: tuple[str, ...]
+    options: tuple[tuple[str, int], ...] = ()
+
+    def from_torch(self, weight: Tensor) -> Tensor:
+        """Return a weight (G*H, ...) or bias (G*H) with its gates in the other format's order."""
+        return _reordered(weight, self.order)
+
+    def to_torch(self, weight: Tensor) -> Tensor:
+        """Return a weight (G*H, ...) or bias (G*H) of the other format with its gates in ours."""
+        return _reordered(weight, [self.order.index(k) for k in range(len(self.order))])
+
+    def activations(self, own: str) -> tuple[str, ...]:
+        """Return the activations, given that of the cell."""
+        return tuple(function or own for function in self.functions)
+
+
+def _reordered(weight: Tensor, order: Sequence[int]) -> Tensor:
+    if len(order) == 1:
+        return weight
+    # Slices, which exporters fold into constants as they do not fold a split.
+    size = weight.shape[0] // len(order)
+    return torch.cat([weight.narrow(0, k * size, size) for k in order])
 
 
 @dataclass(frozen=True)
@@ -28,6 +66,10 @@ class CellSpec:
         maths: ``maths(wx, rh, states, activation)``, the pointwise part of a step. ``wx`` is the
             input part and ``rh`` the recurrent part of the gates, each of shape :math:`(B, G H)`
             with its own bias added; the result is the new states, not yet projected.
+        onnx: the operator of ONNX that does the same; ``None`` if there is none.
+        keras: the layer of Keras that does the same; ``None`` if there is none.
+        carries: whether a new state is a sum with the old one, beside all products; under
+            ``torch.autocast`` it then keeps the precision of the initial state.
     """
 
     name: str
@@ -37,6 +79,9 @@ class CellSpec:
     modes: tuple[str, ...]
     supports_projection: bool
     maths: Maths
+    onnx: Foreign | None = None
+    keras: Foreign | None = None
+    carries: bool = True
 
     def step(
         self,

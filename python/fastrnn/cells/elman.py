@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base import RNNBase, RNNCellBase, refuse_projection
-from ._spec import CellSpec
+from ._spec import CellSpec, Foreign
 
 
 def _maths(wx: Tensor, rh: Tensor, states: Sequence[Tensor], activation: str) -> tuple[Tensor, ...]:
@@ -25,6 +25,9 @@ SPEC = CellSpec(
     modes=("RNN_TANH", "RNN_RELU"),
     supports_projection=False,
     maths=_maths,
+    onnx=Foreign("RNN", (0,), ("",)),
+    keras=Foreign("SimpleRNN", (0,), ("",)),
+    carries=False,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base import RNNBase, RNNCellBase, refuse_projection
-from ._spec import CellSpec
+from ._spec import CellSpec, Foreign
 
 
 def _maths(wx: Tensor, rh: Tensor, states: Sequence[Tensor], activation: str) -> tuple[Tensor, ...]:
@@ -28,6 +28,8 @@ SPEC = CellSpec(
     modes=("GRU",),
     supports_projection=False,
     maths=_maths,
+    onnx=Foreign("GRU", (1, 0, 2), ("sigmoid", ""), (("linear_before_reset", 1),)),
+    keras=Foreign("GRU", (1, 0, 2), ("", "sigmoid"), (("reset_after", True),)),
 )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._base import RNNBase, RNNCellBase
-from ._spec import CellSpec
+from ._spec import CellSpec, Foreign
 
 
 def _maths(wx: Tensor, rh: Tensor, states: Sequence[Tensor], activation: str) -> tuple[Tensor, ...]:
@@ -25,6 +25,8 @@ SPEC = CellSpec(
     modes=("LSTM",),
     supports_projection=True,
     maths=_maths,
+    onnx=Foreign("LSTM", (0, 3, 1, 2), ("sigmoid", "", "")),
+    keras=Foreign("LSTM", (0, 1, 2, 3), ("", "sigmoid")),
 )
 
 

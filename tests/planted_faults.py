@@ -1,0 +1,119 @@
+"""Plants faults in the C++ engine, one line at a time, and says which test notices each.
+
+Run by hand, in a copy of the sources: ``python tests/planted_faults.py [--isa avx2] [NAME ...]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("csrc", "cmake", "tests/cpp", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
+
+# Name, file, the line's part to replace, what takes its place.
+FAULTS = [
+    ("lstm-dc", "cells/lstm.h", "fnma(u, u, V(1)), ds[1])", "V(1), ds[1])"),
+    ("lstm-gate-order", "cells/lstm.h", "saved[1] = f, saved[2] = g", "saved[1] = g, saved[2] = f"),
+    ("gru-recurrent-n", "cells/gru.h", "d[3] = dn * r;", "d[3] = dn;"),
+    ("gru-held-output", "cells/gru.h", "ds[0] = dy * z;", "ds[0] = dy;"),
+    ("elman-square", "cells/elman.h", "fnma(y * y, dy, dy)", "fnma(y, dy, dy)"),
+    ("final-state", "cpu/forward.h", "for (int64_t r = still; r < n; ++r)", "for (int64_t r = still + 1; r < n; ++r)"),
+    ("batch-first-single-row", "cpu/forward.h", "rows_ == 1 ? x_.strides.step : x_.strides.row;", "x_.strides.row;"),
+    ("reserve-row", "cpu/forward.h", "(time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;", "(time_.first(t) + r) * saved_ * p_->H : nullptr;"),
+    ("dh0-of-short-rows", "cpu/backward_chain.h", "dh0_ ? active(after) : carried;", "carried;"),
+    ("dh_n-of-a-group", "cpu/backward_chain.h", "convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);", "convert_row(sums_, dh_n_ + r * q_->O + u, n);"),
+    ("dh0-held-output", "cpu/backward_chain.h", "if (C::kHoldsOutput) g = g + V::load(", "if (false) g = g + V::load("),
+    ("middle-block-dx", "cpu/backward.h", "2 * done > blocks - 1;", "2 * done >= blocks - 1;"),
+    ("fresh-chunks", "cpu/weight_gradients.h", "const bool overwrite = fresh && row == 0;", "const bool overwrite = fresh;"),
+    ("bias-compensation", "cpu/weight_gradients.h", "exact = sum - Vec<T>::load(lost + u, n);", "exact = sum;"),
+    ("segment-start", "cpu/replay.h", "if (step % p.checkpoint_every == 0) {", "if (step == 0) {"),
+    ("chain-taken-twice", "cpu/threads.cpp", "if (chain[c].busy.exchange(true, std::memory_order_acquire)) continue;", "if (chain[c].busy.load()) continue;"),
+    ("early-return", "cpu/threads.cpp", "p.done.load(std::memory_order_acquire) == count;", "p.done.load(std::memory_order_acquire) >= count - 1;"),
+    ("rounding-mode", "cpu/threads.cpp", "std::fesetenv(&floating_point);", "(void)floating_point;"),
+    ("never-stops", "cpu/threads.h", "if (!(slot == 0 ? asked_to_stop() : stopped())) body(i, slot);", "body(i, slot);"),
+    ("zero-point", "cpu/pack.h", "return -128 * sum;", "return -127 * sum;"),
+    ("reverse-before", "cpu/rows.h", "return reverse ? t + 1 : t - 1;", "return t - 1;"),
+    ("workspace-alignment", "cpu/arena.h", "return used_ + kAlign;", "return used_;"),
+    ("growing-offsets", "dispatch.cpp", "now >= 1 && now <= offsets[t] - offsets[t - 1],", "now >= 1,"),
+    ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * columns * W,", "w.panel(p) + (1 + (k0 & ~1)) * columns * W,"),
+]  # fmt: skip
+
+
+def sh(*command: str, cwd: Path, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"FASTRNN_TEST_QUICK": "1"}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def prepare(isa: str) -> Path:
+    """Copy the sources and build them for one instruction set."""
+    copy = Path(tempfile.mkdtemp(prefix="planted-"))
+    for name in COPIED:
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    lists = copy / "CMakeLists.txt"
+    one = re.sub(
+        r"set\(FASTRNN_ISAS baseline avx2.*\)", f"set(FASTRNN_ISAS {isa})", lists.read_text()
+    )
+    # An instruction set for every machine is expected to be there.
+    lists.write_text(one if isa == "baseline" else one.replace(f" {isa})", f" baseline {isa})"))
+    flags = ["-DFASTRNN_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1"]
+    made = sh("cmake", "-S", ".", "-B", "build", "-G", "Ninja", *flags, cwd=copy)
+    if made.returncode:
+        raise SystemExit(made.stdout + made.stderr)
+    return copy
+
+
+def noticed_by(copy: Path) -> str:
+    """Build and run the tests; return the names of those that fail."""
+    built = sh("cmake", "--build", "build", cwd=copy)
+    if built.returncode:
+        return "the compiler"
+    tested = sh("ctest", "--test-dir", "build", "--timeout", "200", cwd=copy)
+    failed = re.findall(
+        r"Test +#\d+: (\w+) \.*\s*\**\s*(?:\*\*\*)?(Failed|Timeout|Exception\S*|Subprocess)",
+        tested.stdout,
+    )
+    names = sorted({name for name, _ in failed})
+    return ", ".join(names) or ("nothing" if tested.returncode == 0 else tested.stdout[-500:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="faults; by default all")
+    parser.add_argument("--isa", default="baseline")
+    options = parser.parse_args()
+    copy = prepare(options.isa)
+    try:
+        print(f"without a fault: {noticed_by(copy)}", flush=True)
+        for name, file, old, new in FAULTS:
+            if options.names and name not in options.names:
+                continue
+            path = copy / "csrc" / file
+            text = path.read_text()
+            if text.count(old) != 1:
+                raise SystemExit(f"{name}: {file} has {text.count(old)} times: {old}")
+            path.write_text(text.replace(old, new))
+            print(f"| {name} | `{file}` | `{old}` -> `{new}` | {noticed_by(copy)} |", flush=True)
+            path.write_text(text)
+    finally:
+        shutil.rmtree(copy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
