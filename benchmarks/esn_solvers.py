@@ -1,4 +1,4 @@
-"""Time of a fit by each solver of the readout: python benchmarks/esn_solvers.py
+"""Time a fit by each solver of the readout: python benchmarks/esn_solvers.py.
 
 T = 10,000 steps, float64, one thread, density 1%; the median of three runs, in microseconds a step.
 """
@@ -9,6 +9,7 @@ import statistics
 import time
 
 import torch
+
 from fastrnn.reservoir import ESN, Reservoir, Ridge
 
 STEPS = 10_000

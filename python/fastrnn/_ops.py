@@ -41,9 +41,7 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
-core = _core
-"""For the reservoir's engine, whose checks stand in ``reservoir._engine``."""
-
+core = _core  # for reservoir._engine, which has checks of its own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
