@@ -20,6 +20,12 @@ CELLS = ("tanh", "lstm", "proj", "gru")
 STEPS = ("RNNCell", "LSTMCell", "GRUCell")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """More make torch no faster at these sizes, and on a busy machine far slower."""
+    torch.set_num_threads(1)
+
+
 def name(value: Any) -> str:
     return str(value).removeprefix("torch.")
 

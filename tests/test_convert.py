@@ -18,6 +18,12 @@ from fastrnn.conversion import Conversion
 KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """More make torch no faster at these sizes, and on a busy machine far slower."""
+    torch.set_num_threads(1)
+
+
 class Model(nn.Module):
     """Recurrent modules of every kind, one of them in two places, weights tied between others."""
 

@@ -21,6 +21,12 @@ SOURCES = ("made", "converted", "compatible")
 I, H = 4, 6
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """More make torch no faster at these sizes, and on a busy machine far slower."""
+    torch.set_num_threads(1)
+
+
 def make(kind: str, source: str = "made", seed: int = 0, **options: Any) -> Any:
     """Return a module of fastrnn that came about in one of three ways, or torch's own."""
     torch.manual_seed(seed)
