@@ -145,7 +145,7 @@ class Run:
         h_n = x.new_empty(M, B, weights.hidden_size)
         activated = _fresh(x, M, T, B, weights.hidden_size) if training else None
         problem = weights.problem(T, B, self.reverse)
-        taken = _ops.scratch(problem.workspace_bytes)
+        taken = _ops.scratch_memory.take(problem.workspace_bytes)
         _ops.core.reservoir_forward(
             problem,
             weights.addresses(),
@@ -162,7 +162,7 @@ class Run:
             _address(activated),
             taken[0],
         )
-        _ops.give_back_scratch(taken)
+        _ops.scratch_memory.give_back(taken)
         return y, h_n, activated
 
     def backward(
@@ -183,7 +183,7 @@ class Run:
         )
         dh0 = activated.new_empty(M, B, weights.hidden_size)
         problem = weights.problem(T, B, self.reverse)
-        taken = _ops.scratch(problem.workspace_bytes)
+        taken = _ops.scratch_memory.take(problem.workspace_bytes)
         _ops.core.reservoir_backward(
             problem,
             weights.addresses(),
@@ -199,7 +199,7 @@ class Run:
             _address(dh0),
             taken[0],
         )
-        _ops.give_back_scratch(taken)
+        _ops.scratch_memory.give_back(taken)
         return dx, dfeedback, dh0
 
 
@@ -262,7 +262,7 @@ def forecast(
     sees_input = w_out.shape[-1] > len(layers) * first.hidden_size
     problem = first.problem(T, B)
     sized = _ops.core.ReservoirForecast(problem, len(layers), O, square, sees_input)
-    taken = _ops.scratch(sized.workspace_bytes)
+    taken = _ops.scratch_memory.take(sized.workspace_bytes)
     _ops.core.reservoir_forecast(
         sized,
         [w.addresses() for w in layers],
@@ -276,7 +276,7 @@ def forecast(
         _strides(out),
         taken[0],
     )
-    _ops.give_back_scratch(taken)
+    _ops.scratch_memory.give_back(taken)
 
 
 def accumulate(
@@ -299,7 +299,7 @@ def accumulate(
         targets.shape[1],
         threads(n * N * (N // 2 + targets.shape[1])),
     )
-    taken = _ops.scratch(sized.workspace_bytes)
+    taken = _ops.scratch_memory.take(sized.workspace_bytes)
     _ops.core.gram_accumulate(
         sized,
         _address(states),
@@ -314,4 +314,4 @@ def accumulate(
         _address(sums),
         taken[0],
     )
-    _ops.give_back_scratch(taken)
+    _ops.scratch_memory.give_back(taken)
