@@ -73,13 +73,13 @@ FASTRNN_HD HalfBits native_to_float16(Native<float> x) {
 FASTRNN_HD Native<float> native_lookup(const float* p, const uint8_t* places) {
   __m128i bytes;
   __builtin_memcpy(&bytes, places, sizeof bytes);
-  return _mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_cvtepu8_epi32(bytes),
+  return _mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_maskz_cvtepu8_epi32(0xffff, bytes),
                                 _mm512_loadu_ps(p + 16));
 }
 FASTRNN_HD Native<double> native_lookup(const double* p, const uint8_t* places) {
   int64_t bytes;
   __builtin_memcpy(&bytes, places, sizeof bytes);
-  const __m512i at = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(bytes));
+  const __m512i at = _mm512_maskz_cvtepu8_epi64(0xff, _mm_cvtsi64_si128(bytes));
   const __m512d low = _mm512_permutex2var_pd(_mm512_loadu_pd(p), at, _mm512_loadu_pd(p + 8));
   const __m512d high = _mm512_permutex2var_pd(_mm512_loadu_pd(p + 16), at, _mm512_loadu_pd(p + 24));
   return _mm512_mask_blend_pd(_mm512_test_epi64_mask(at, _mm512_set1_epi64(16)), low, high);
