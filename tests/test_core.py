@@ -107,12 +107,12 @@ class Call:
         pointers = [*(w.data_ptr() for w in self.weights), 0]
         packed, workspace, other = (t.data_ptr() for t in self.scratch)
         self.forward: list[Any] = [
-            self.problem, at["x"], 8, 4, 0, 0, 0, pointers, at["y"], 10, 5, at["h_n"], at["c_n"],
+            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5, at["h_n"], at["c_n"],
             at["reserve"], packed, True, workspace,
         ]  # fmt: skip
         self.backward: list[Any] = [
-            self.problem, at["x"], 8, 4, 0, 0, 0, pointers, at["y"], 10, 5, at["reserve"],
-            at["dy"], 10, 5, 0, 0, at["dx"], 8, 4, 0, 0, [0] * 5, other,
+            self.problem, at["x"], 8, 4, 0, (0, 0, 0), 0, 0, pointers, at["y"], 10, 5, at["reserve"],
+            at["dy"], 10, 5, 0, 0, at["dx"], 8, 4, 0, 0, [0] * 5, 0, other,
         ]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_right_calls_are_right() -> None:
     assert torch.equal(call.memory["y"], torch.zeros(3, 2, 5))
 
 
-@pytest.mark.parametrize("position", [1, 8, 11, 12, 13])
+@pytest.mark.parametrize("position", [1, 9, 12, 13, 14])
 def test_forward_without_a_needed_pointer(position: int) -> None:
     """x, y, h_n, c_n, and the reserve in training."""
     call = Call()
@@ -132,7 +132,7 @@ def test_forward_without_a_needed_pointer(position: int) -> None:
         core.forward(*call.forward)
 
 
-@pytest.mark.parametrize("position", [1, 8, 11])
+@pytest.mark.parametrize("position", [1, 9, 12])
 def test_backward_without_a_needed_pointer(position: int) -> None:
     """x, y, the reserve."""
     call = Call()
@@ -144,8 +144,8 @@ def test_backward_without_a_needed_pointer(position: int) -> None:
 @pytest.mark.parametrize("count", [0, 4, 6, 10])
 def test_wrong_number_of_weights(count: int) -> None:
     call = Call()
-    call.forward[7] = (call.forward[7] * 2)[:count]
-    call.backward[22] = [0] * count
+    call.forward[8] = (call.forward[8] * 2)[:count]
+    call.backward[23] = [0] * count
     with pytest.raises(ValueError, match=r"\w"):
         core.forward(*call.forward)
     with pytest.raises(ValueError, match=r"\w"):
@@ -155,7 +155,7 @@ def test_wrong_number_of_weights(count: int) -> None:
 @pytest.mark.parametrize("index", range(4))
 def test_missing_weight(index: int) -> None:
     call = Call()
-    call.forward[7] = [p if i != index else 0 for i, p in enumerate(call.forward[7])]
+    call.forward[8] = [p if i != index else 0 for i, p in enumerate(call.forward[8])]
     with pytest.raises(ValueError, match=r"\w"):
         core.forward(*call.forward)
 
