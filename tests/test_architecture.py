@@ -74,8 +74,6 @@ IMPORT_ORDER = (
     ]
     + [f"cells.{name}" for name in CELLS]
     + ["cells", "functional", "quantize"]
-    + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
-    + ["acceleration", "compat", "conversion"]
     + [
         "reservoir.matrices",
         "reservoir._engine",
@@ -105,7 +103,9 @@ IMPORT_ORDER = (
         "reservoir.tuning",
         "reservoir.estimators",
     ]
-    + ["reservoir", "__init__", "__main__"]
+    + ["reservoir"]
+    + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
+    + ["acceleration", "compat", "conversion", "__init__", "__main__"]
 )
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")

@@ -182,12 +182,7 @@ class _Scratch(threading.local):
             self.kept = taken
 
 
-_scratch = _Scratch()
-
-
-def scratch(size: int) -> tuple[int, Tensor | None]:
-    """Return the address of ``size`` bytes for one call, and what to hold until it returns."""
-    return _scratch.take(_aligned(size))
+scratch_memory = _Scratch()
 
 
 def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
@@ -309,12 +304,12 @@ def forward(
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
     if cache is None:
         repack, fresh, packed_at, size = True, None, size, size + plan.packed
-        taken = _scratch.take(size)
+        taken = scratch_memory.take(size)
         packed_address = taken[0] + packed_at
     else:
         packed, fresh = _packed(layer, plan, addresses, cache)
         repack, packed_address = fresh is not None, packed.data_ptr()
-        taken = _scratch.take(size)
+        taken = scratch_memory.take(size)
     scratch = taken[0]
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     _y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -334,7 +329,7 @@ def forward(
         repack,
         scratch,
     )
-    _scratch.give_back(taken)
+    scratch_memory.give_back(taken)
     if fresh is not None and cache is not None:
         cache[layer.index] = fresh
     return y, h_n, c_n, reserve
@@ -400,7 +395,7 @@ def backward(
     threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
-    taken = _scratch.take(plan.backward_workspace)
+    taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
         *x_rows,
@@ -421,7 +416,7 @@ def backward(
         _pointer(dgates),
         taken[0],
     )
-    _scratch.give_back(taken)
+    scratch_memory.give_back(taken)
     return results
 
 

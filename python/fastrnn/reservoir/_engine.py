@@ -145,7 +145,7 @@ class Run:
         h_n = x.new_empty(M, B, weights.hidden_size)
         activated = _fresh(x, M, T, B, weights.hidden_size) if training else None
         problem = weights.problem(T, B, self.reverse)
-        workspace, held = _ops.scratch(problem.workspace_bytes)
+        taken = _ops.scratch_memory.take(problem.workspace_bytes)
         _ops.core.reservoir_forward(
             problem,
             weights.addresses(),
@@ -160,9 +160,9 @@ class Run:
             _strides(y),
             _address(h_n),
             _address(activated),
-            workspace,
+            taken[0],
         )
-        del held
+        _ops.scratch_memory.give_back(taken)
         return y, h_n, activated
 
     def backward(
@@ -183,7 +183,7 @@ class Run:
         )
         dh0 = activated.new_empty(M, B, weights.hidden_size)
         problem = weights.problem(T, B, self.reverse)
-        workspace, held = _ops.scratch(problem.workspace_bytes)
+        taken = _ops.scratch_memory.take(problem.workspace_bytes)
         _ops.core.reservoir_backward(
             problem,
             weights.addresses(),
@@ -197,9 +197,9 @@ class Run:
             _address(dfeedback),
             _strides(dfeedback),
             _address(dh0),
-            workspace,
+            taken[0],
         )
-        del held
+        _ops.scratch_memory.give_back(taken)
         return dx, dfeedback, dh0
 
 
@@ -262,7 +262,7 @@ def forecast(
     sees_input = w_out.shape[-1] > len(layers) * first.hidden_size
     problem = first.problem(T, B)
     sized = _ops.core.ReservoirForecast(problem, len(layers), O, square, sees_input)
-    workspace, held = _ops.scratch(sized.workspace_bytes)
+    taken = _ops.scratch_memory.take(sized.workspace_bytes)
     _ops.core.reservoir_forecast(
         sized,
         [w.addresses() for w in layers],
@@ -274,9 +274,9 @@ def forecast(
         _address(state),
         _address(out),
         _strides(out),
-        workspace,
+        taken[0],
     )
-    del held
+    _ops.scratch_memory.give_back(taken)
 
 
 def accumulate(
@@ -299,7 +299,7 @@ def accumulate(
         targets.shape[1],
         threads(n * N * (N // 2 + targets.shape[1])),
     )
-    workspace, held = _ops.scratch(sized.workspace_bytes)
+    taken = _ops.scratch_memory.take(sized.workspace_bytes)
     _ops.core.gram_accumulate(
         sized,
         _address(states),
@@ -312,6 +312,6 @@ def accumulate(
         _address(gram),
         _address(cross),
         _address(sums),
-        workspace,
+        taken[0],
     )
-    del held
+    _ops.scratch_memory.give_back(taken)
