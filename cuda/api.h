@@ -101,7 +101,8 @@ struct BackwardBuffers {
 // Of a cell. Gate g of the input product has the gradient number input[g] of dgates, gate g of the
 // recurrent product the number recurrent[g].
 struct Layout {
-  int gates = 0, gradients = 0;
+  int gates = 0, gradients = 0, states = 0;
+  bool projects = false, has_relu = false;
   int saved = 0;  // values of the reserve for each row and unit; with a projection one more: the
                   // output before it, the last
   int input[4] = {}, recurrent[4] = {};
