@@ -1,7 +1,7 @@
 // All kernels of one format; compiled once for each, FASTRNN_CUDA_FORMAT naming its row of the list
 // below.
 #include "cells/list.h"
-#include "run_step.cuh"
+#include "run_persistent.cuh"
 
 namespace fastrnn::cuda {
 namespace {
@@ -9,9 +9,12 @@ namespace {
 using Float32 = Plain<float>;
 using Float64 = Plain<double>;
 
+bool persistent(const Plan& plan) { return plan.kernel == Kernel::kPersistent; }
+
 template <class C, class F>
 void run_forward(const Problem& p, const Plan& plan, const ForwardBuffers& b, Stream stream) {
-  step_forward<C, F>(p, plan, b, stream);
+  return persistent(plan) ? persistent_run<C, F>(p, plan, b, stream)
+                          : step_forward<C, F>(p, plan, b, stream);
 }
 template <class C, class F>
 void run_backward(const Problem& p, const Plan& plan, const BackwardBuffers& b, Stream stream) {
@@ -19,17 +22,19 @@ void run_backward(const Problem& p, const Plan& plan, const BackwardBuffers& b, 
 }
 template <class C, class F>
 size_t workspace(const Problem& p, const Plan& plan) {
-  return plan.backward ? BackwardWorkspace<C, F>(p, nullptr).pieces.used()
-                       : ForwardWorkspace<C, F>(p, nullptr).pieces.used();
+  if (plan.backward) return BackwardWorkspace<C, F>(p, nullptr).pieces.used();
+  return persistent(plan) ? PersistentWorkspace<C, F>(p, plan, nullptr).pieces.used()
+                          : ForwardWorkspace<C, F>(p, nullptr).pieces.used();
 }
 template <class C, class F>
-int64_t shared_bytes(const Problem&, const Plan& plan) {
-  return plan.backward ? StepTile<BackwardChain<C, F>>::shared_bytes(plan.rows)
-                       : StepTile<ForwardGates<C, F>>::shared_bytes(plan.rows);
+int64_t shared_bytes(const Problem& p, const Plan& plan) {
+  if (plan.backward) return StepTile<BackwardChain<C, F>>::shared_bytes(plan.rows);
+  return persistent(plan) ? forward_shape<C, F>(p, plan).bytes()
+                          : StepTile<ForwardGates<C, F>>::shared_bytes(plan.rows);
 }
 template <class C, class F>
-int64_t weight_bytes(const Problem&, const Plan&) {
-  return 0;
+int64_t weight_bytes(const Problem& p, const Plan& plan) {
+  return persistent(plan) ? forward_shape<C, F>(p, plan).weight_bytes() : 0;
 }
 
 template <class F>

@@ -125,6 +125,30 @@ struct Planner {
     model(plan, rows_of_tile, backward ? gates() * p.H : O(), p.P ? 2 : 1);
     return plan;
   }
+
+  Plan persistent_of(int units, int rows) const {
+    constexpr int kThreads = 256;
+    Plan plan;
+    plan.kernel = Kernel::kPersistent, plan.tf32 = format == kFormatTf32;
+    plan.units = units, plan.rows = rows, plan.threads = kThreads;
+    plan.unit_blocks = static_cast<int>(quotient_up(p.H, units));
+    plan.row_blocks = static_cast<int>(quotient_up(p.B, rows));
+    plan.blocks = plan.unit_blocks * plan.row_blocks * p.directions;
+    return plan;
+  }
+  // The best shape that the device holds; `blocks` is 0 if it holds none.
+  Plan persistent() const {
+    Plan best;
+    if (p.P || p.B < 1) return best;
+    for (int rows = 16; rows <= 64; rows += 16)
+      for (int units = 8; units <= quotient_up(p.H, 8) * 8; units += 8) {
+        Plan plan = persistent_of(units, rows);
+        if (!fits(plan)) continue;
+        model(plan, gates() * units, p.H, 1);
+        if (!best.blocks || plan.step_us < best.step_us) best = plan;
+      }
+    return best;
+  }
 };
 
 Planner planner(const Problem& p, const Device& device, bool tf32) {
@@ -174,13 +198,23 @@ Layout layout(Cell cell) {
 }
 
 Plan plan(const Problem& p, const Device& device, bool backward, bool tf32) {
-  return planner(p, device, tf32).step(backward);
+  const Planner make = planner(p, device, tf32);
+  const Plan step = make.step(backward);
+  if (backward) return step;
+  const Plan persistent = make.persistent();
+  return persistent.blocks && persistent.step_us < step.step_us ? persistent : step;
 }
 
 Plan plan(const Problem& p, const Device& device, bool backward, bool tf32, Kernel kernel) {
   const Planner make = planner(p, device, tf32);
-  FASTRNN_CHECK(kernel == Kernel::kStep, "no such kernel");
-  return make.step(backward);
+  if (kernel == Kernel::kStep) return make.step(backward);
+  FASTRNN_CHECK(!backward, "the backward pass has no persistent kernel; use the step kernel");
+  FASTRNN_CHECK(!p.P, "the persistent kernel has no projection; use the step kernel");
+  const Plan persistent = make.persistent();
+  FASTRNN_CHECK(persistent.blocks, "the weights of H = " << p.H << " do not fit into the GPU's "
+                                       << device.multiprocessors
+                                       << " multiprocessors; use the step kernel");
+  return persistent;
 }
 
 }  // namespace fastrnn::cuda

@@ -19,7 +19,7 @@ class Layer {
     p_.dtype = kDtype<T>, p_.ragged = !setup.lengths.empty();
     const gpu::Device device = gpu::device_properties();
     forward_plan_ = gpu::plan(p_, device, false, tf32, kernel);
-    backward_plan_ = gpu::plan(p_, device, true, tf32, kernel);
+    backward_plan_ = gpu::plan(p_, device, true, tf32);
     const int64_t O = g.O, states = p_.directions * p_.B, gates = g.G * p_.H;
     const gpu::Sizes sizes = gpu::sizes(p_, forward_plan_);
     for (int64_t d = 0; d < g.D; ++d) make_wx(d, gates);
