@@ -1,5 +1,5 @@
-// The persistent kernels against the scalar reference: every cell, type and direction, packed batches, odd
-// sizes, absent buffers, four schedules.
+// The persistent kernels against the scalar reference: every cell, type and direction, packed
+// batches, odd sizes, absent buffers, four schedules. And against the step kernels: the same bits.
 #include "compare.h"
 
 namespace {
@@ -7,6 +7,7 @@ namespace {
 using namespace test;
 
 double worst = 0;
+int exchanging = 0;  // cases of several blocks that exchange h
 
 template <class T>
 void random_cases(Cell cell, bool tf32, int count) {
@@ -16,7 +17,14 @@ void random_cases(Cell cell, bool tf32, int count) {
     c.tf32 = tf32;
     std::vector<emulator::Schedule> schedules = {emulator::kSchedules[i % 4]};
     if (c.setup.problem.T * c.setup.problem.B < 40) schedules.assign(std::begin(emulator::kSchedules), std::end(emulator::kSchedules));
-    compare<T>(c, random.bits(), worst, schedules);
+    const uint64_t seed = random.bits();
+    const auto found = compare<T>(c, seed, worst, schedules);
+    c.kernel = gpu::Kernel::kStep;
+    const auto stepped = compare<T>(c, seed, worst, {emulator::Schedule::kInOrder});
+    EXPECT(same_bits(found.y, stepped.y), "step and persistent differ, " << describe(c.setup));
+    const gpu::Device device = gpu::device_properties();
+    c.setup.problem.dtype = kDtype<T>;
+    exchanging += gpu::plan(c.setup.problem, device, false, tf32, gpu::Kernel::kPersistent).unit_blocks > 1;
   }
 }
 
@@ -31,6 +39,7 @@ int main() {
     random_cases<Bfloat16>(cell, false, count);
     random_cases<Float16>(cell, false, count);
   }
+  EXPECT(exchanging > 20 || quick(), exchanging << " cases with blocks that exchange h");
   std::printf("largest error: %.2f of what is tolerated\n", worst);
   return finish("test_persistent");
 }
