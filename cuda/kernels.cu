@@ -18,23 +18,31 @@ void run_forward(const Problem& p, const Plan& plan, const ForwardBuffers& b, St
 }
 template <class C, class F>
 void run_backward(const Problem& p, const Plan& plan, const BackwardBuffers& b, Stream stream) {
-  step_backward<C, F>(p, plan, b, stream);
+  return persistent(plan) ? persistent_run_backward<C, F>(p, plan, b, stream)
+                          : step_backward<C, F>(p, plan, b, stream);
 }
 template <class C, class F>
 size_t workspace(const Problem& p, const Plan& plan) {
-  if (plan.backward) return BackwardWorkspace<C, F>(p, nullptr).pieces.used();
+  if (plan.backward)
+    return persistent(plan)
+               ? PersistentBackwardWorkspace<C, F>(p, plan, nullptr).pieces.used()
+               : BackwardWorkspace<C, F>(p, nullptr).pieces.used();
   return persistent(plan) ? PersistentWorkspace<C, F>(p, plan, nullptr).pieces.used()
                           : ForwardWorkspace<C, F>(p, nullptr).pieces.used();
 }
 template <class C, class F>
 int64_t shared_bytes(const Problem& p, const Plan& plan) {
-  if (plan.backward) return StepTile<BackwardChain<C, F>>::shared_bytes(plan.rows);
+  if (plan.backward)
+    return persistent(plan) ? backward_shape<C, F>(p, plan).bytes()
+                            : StepTile<BackwardChain<C, F>>::shared_bytes(plan.rows);
   return persistent(plan) ? forward_shape<C, F>(p, plan).bytes()
                           : StepTile<ForwardGates<C, F>>::shared_bytes(plan.rows);
 }
 template <class C, class F>
 int64_t weight_bytes(const Problem& p, const Plan& plan) {
-  return persistent(plan) ? forward_shape<C, F>(p, plan).weight_bytes() : 0;
+  if (!persistent(plan)) return 0;
+  return plan.backward ? backward_shape<C, F>(p, plan).weight_bytes()
+                       : forward_shape<C, F>(p, plan).weight_bytes();
 }
 
 template <class F>

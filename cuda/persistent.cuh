@@ -52,8 +52,30 @@ struct PersistentShape {
   }
 };
 
+// All products of a step; the warps share them by rows (in pairs of 16), columns and parts of k.
+template <class F, bool kTransposed>
+FASTRNN_DEVICE void multiply(const typename F::Storage* weights, int weights_pitch, int pairs,
+                             const typename F::Storage* operand, int columns, int length,
+                             typename F::Value* partial) {
+  using T = Tile<F, 2>;
+  const int across = columns / 16, pitch = length + T::kVector;
+  for (int item = thread_index() / 32; item < pairs * across * kParts;
+       item += kPersistentThreads / 32) {
+    const int part = item % kParts, column = item / kParts % across * 16;
+    const int pair = item / kParts / across, row = pair * T::kRows;
+    typename F::Value sums[2][2][4] = {};
+    for (int k = 0; k < length; k += T::kChunk)
+      T::template add<kTransposed>(
+          sums,
+          weights + (kTransposed ? int64_t(k) * weights_pitch + row : int64_t(row) * weights_pitch + k),
+          weights_pitch, operand + column * pitch + k, pitch, part);
+    T::leave(sums, partial + int64_t(pair) * kParts * columns * T::kPitch, columns, part, column);
+  }
+}
+
 template <class C, class F>
 struct PersistentForward {
+  using Format = F;
   using Storage = typename F::Storage;
   using Value = typename F::Value;
   using T = Tile<F, 2>;
@@ -105,20 +127,6 @@ struct PersistentForward {
       exchanged(0, d, b)[u] = h, exchanged(1, d, b)[u] = h;
     }
   }
-  // All products of a step; the warps share them by rows, columns and parts of k.
-  FASTRNN_DEVICE void multiply(const Storage* rows, const Storage* operand, Value* partial) const {
-    const int across = shape.columns / 16, items = shape.pairs * across * kParts;
-    for (int item = thread_index() / 32; item < items; item += kPersistentThreads / 32) {
-      const int part = item % kParts, column = item / kParts % across * 16;
-      const int pair = item / kParts / across;
-      const Storage* tile = rows + int64_t(pair) * T::kRows * shape.pitch();
-      Value sums[2][2][4] = {};
-      for (int k = 0; k < shape.length; k += T::kChunk)
-        T::template add<false>(sums, tile + k, shape.pitch(),
-                               operand + column * shape.pitch() + k, shape.pitch(), part);
-      T::leave(sums, partial + pair * shape.partial(), shape.columns, part, column);
-    }
-  }
   FASTRNN_DEVICE void finish(int d, int t, int u0, int b0, int buffer, const Value* partial) const {
     for (int i = thread_index(); i < units * shape.columns; i += kPersistentThreads) {
       const int u = u0 + i % units, column = i / units, b = b0 + column;
@@ -160,7 +168,8 @@ persistent_forward(const Task task) {
     task.load_operand(operand, step % 2, d, b0);
     cp_async_wait<0>();
     block_barrier();
-    task.multiply(weights, operand, partial);
+    multiply<typename Task::Format, false>(weights, task.shape.pitch(), task.shape.pairs, operand,
+                                           task.shape.columns, task.shape.length, partial);
     block_barrier();
     task.finish(d, t, u0, b0, (step + 1) % 2, partial);
     arrive(flag);

@@ -126,27 +126,34 @@ struct Planner {
     return plan;
   }
 
-  Plan persistent_of(int units, int rows) const {
+  Plan persistent_of(bool backward, int units, int rows, int splits) const {
     constexpr int kThreads = 256;
     Plan plan;
     plan.kernel = Kernel::kPersistent, plan.tf32 = format == kFormatTf32;
+    plan.backward = backward, plan.splits = splits;
     plan.units = units, plan.rows = rows, plan.threads = kThreads;
-    plan.unit_blocks = static_cast<int>(quotient_up(p.H, units));
+    plan.unit_blocks = static_cast<int>(quotient_up(p.H, units * splits) * splits);
     plan.row_blocks = static_cast<int>(quotient_up(p.B, rows));
     plan.blocks = plan.unit_blocks * plan.row_blocks * p.directions;
     return plan;
   }
+  void consider(Plan plan, Plan& best) const {
+    if (!fits(plan)) return;
+    const int64_t outputs = plan.units * plan.splits;
+    if (plan.backward)
+      model(plan, outputs, gates() * quotient_up(p.H, plan.splits), 1);
+    else
+      model(plan, gates() * plan.units, p.H, 1);
+    if (!best.blocks || plan.step_us < best.step_us) best = plan;
+  }
   // The best shape that the device holds; `blocks` is 0 if it holds none.
-  Plan persistent() const {
+  Plan persistent(bool backward) const {
     Plan best;
     if (p.P || p.B < 1) return best;
     for (int rows = 16; rows <= 64; rows += 16)
-      for (int units = 8; units <= quotient_up(p.H, 8) * 8; units += 8) {
-        Plan plan = persistent_of(units, rows);
-        if (!fits(plan)) continue;
-        model(plan, gates() * units, p.H, 1);
-        if (!best.blocks || plan.step_us < best.step_us) best = plan;
-      }
+      for (int units = 8; units < p.H + 8; units += 8)
+        for (int splits = 1; splits <= (backward ? 16 : 1) && units * splits < p.H + 8; splits *= 2)
+          consider(persistent_of(backward, units, rows, splits), best);
     return best;
   }
 };
@@ -199,18 +206,16 @@ Layout layout(Cell cell) {
 
 Plan plan(const Problem& p, const Device& device, bool backward, bool tf32) {
   const Planner make = planner(p, device, tf32);
-  const Plan step = make.step(backward);
-  if (backward) return step;
-  const Plan persistent = make.persistent();
+  const Plan step = make.step(backward), persistent = make.persistent(backward);
   return persistent.blocks && persistent.step_us < step.step_us ? persistent : step;
 }
 
 Plan plan(const Problem& p, const Device& device, bool backward, bool tf32, Kernel kernel) {
   const Planner make = planner(p, device, tf32);
   if (kernel == Kernel::kStep) return make.step(backward);
-  FASTRNN_CHECK(!backward, "the backward pass has no persistent kernel; use the step kernel");
   FASTRNN_CHECK(!p.P, "the persistent kernel has no projection; use the step kernel");
-  const Plan persistent = make.persistent();
+  FASTRNN_CHECK(p.B > 0, "the persistent kernel needs a sequence, B is 0; use the step kernel");
+  const Plan persistent = make.persistent(backward);
   FASTRNN_CHECK(persistent.blocks, "the weights of H = " << p.H << " do not fit into the GPU's "
                                        << device.multiprocessors
                                        << " multiprocessors; use the step kernel");

@@ -34,15 +34,11 @@ struct Tile {
       for (int n = 0; n < 2; ++n)
         for (int j = 0; j < 4; ++j) {
           const int row = i * 16 + g + j / 2 * 8, column = first_column + n * 8 + t + j % 2;
-          if (FASTRNN_PLANTED(kUnsynchronised))
-            partial[column * kPitch + row] += sums[i][n][j];
-          else
-            partial[(part * width + column) * kPitch + row] = sums[i][n][j];
+          partial[(part * width + column) * kPitch + row] = sums[i][n][j];
         }
   }
   static FASTRNN_DEVICE Value total(Value start, const Value* partial, int width, int column,
                                     int row) {
-    if (FASTRNN_PLANTED(kUnsynchronised)) return start + partial[column * kPitch + row];
     Value sum = start;
     for (int part = 0; part < kParts; ++part)
       sum = sum + partial[(part * width + column) * kPitch + row];

@@ -5,6 +5,10 @@
 
 #include "compare.h"
 
+// The first race ends a child.
+extern "C" const char* __tsan_default_options();
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
+
 namespace {
 
 using namespace test;
@@ -31,7 +35,7 @@ constexpr Planted kPlanted[] = {
     {Fault::kNoRelease, "barrier without release", kPersistent, false, true},
     {Fault::kCountShort, "barrier counting one short", kPersistent, true, true},
     {Fault::kSingleBuffer, "single-buffered h", kPersistent, true, true},
-    {Fault::kUnsynchronised, "unsynchronised accumulation", kStep, true, true},
+    {Fault::kUnsynchronised, "unsynchronised gradient accumulation", kPersistent, true, true},
 };
 
 #if defined(__SANITIZE_THREAD__)
@@ -51,6 +55,7 @@ Case make_case(gpu::Kernel kernel) {
 // In the child. Numbers that are wrong end it at once, as does a report.
 [[noreturn]] void run(const Planted& planted) {
   emulator::planted = planted.fault;
+  waiting_is_free = true;
   emulator::settings.multiprocessors = 16;
   double worst = 0;
   try {
