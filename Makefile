@@ -20,7 +20,8 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') $(wildcard cmake/*)
-CXX_FILES = $(shell find csrc tests/cpp examples/cpp -name '*.h' -o -name '*.cpp')
+CXX_FILES = $(shell find csrc cuda tests/cpp tests/cuda_emulator examples/cpp \
+  -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help
 help:  ## list the targets

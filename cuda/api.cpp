@@ -8,11 +8,16 @@ namespace fastrnn::cuda {
 
 const Functions& functions(Cell cell, Format format) {
   switch (format) {
-    case kFormatFloat64: return float64_functions(cell);
-    case kFormatBfloat16: return bfloat16_functions(cell);
-    case kFormatFloat16: return float16_functions(cell);
-    case kFormatTf32: return tf32_functions(cell);
-    case kFormatFloat32: break;
+    case kFormatFloat64:
+      return float64_functions(cell);
+    case kFormatBfloat16:
+      return bfloat16_functions(cell);
+    case kFormatFloat16:
+      return float16_functions(cell);
+    case kFormatTf32:
+      return tf32_functions(cell);
+    case kFormatFloat32:
+      break;
   }
   return float32_functions(cell);
 }

@@ -7,8 +7,8 @@
 // state; every call can be captured into a CUDA graph. Conventions are those of
 // fastrnn/fastrnn.h: row-major matrices, torch's layouts and gate order, the caller owns every
 // buffer. Of Problem, cell, dtype, activation, T, B, H, P, directions, reverse, ragged and training
-// count. Rows (t, b) of a dense sequence start at t * step + b * row elements, those of a packed one
-// at (offsets[t] + b) * row. N is the number of rows, O = P ? P : H.
+// count. Rows (t, b) of a dense sequence start at t * step + b * row elements, those of a packed
+// one at (offsets[t] + b) * row. N is the number of rows, O = P ? P : H.
 #pragma once
 
 #include <fastrnn/fastrnn.h>
@@ -28,11 +28,11 @@ struct Device {
   int64_t shared_per_multiprocessor = 0;
   int64_t registers_per_multiprocessor = 65536;
   int threads_per_multiprocessor = 2048;
-  double clock_ghz = 0;         // of the multiprocessors
-  double l2_gb_per_s = 0;       // what all multiprocessors together read from L2
-  double memory_gb_per_s = 0;   // from device memory
-  double barrier_us = 1.5;      // assumed: one barrier between all blocks
-  double launch_us = 2.5;       // assumed: one launch after another in a stream
+  double clock_ghz = 0;        // of the multiprocessors
+  double l2_gb_per_s = 0;      // what all multiprocessors together read from L2
+  double memory_gb_per_s = 0;  // from device memory
+  double barrier_us = 1.5;     // assumed: one barrier between all blocks
+  double launch_us = 2.5;      // assumed: one launch after another in a stream
 };
 
 // kStep: one launch (with a projection two) for each time step, any size.
@@ -43,14 +43,14 @@ enum class Kernel { kStep, kPersistent };
 struct Plan {
   Kernel kernel = Kernel::kStep;
   bool backward = false;
-  bool tf32 = false;     // float32 products of TF32 factors
-  int units = 0;         // hidden units of a block
-  int rows = 0;          // sequences of a block
-  int unit_blocks = 0;   // blocks side by side over the units ...
-  int row_blocks = 0;    // ... and over the batch: groups that need no word from each other
-  int splits = 1;        // backward, persistent: parts of k in the second dimension of blocks
-  int threads = 0;       // of a block
-  int blocks = 0;        // of one launch, all directions
+  bool tf32 = false;    // float32 products of TF32 factors
+  int units = 0;        // hidden units of a block
+  int rows = 0;         // sequences of a block
+  int unit_blocks = 0;  // blocks side by side over the units ...
+  int row_blocks = 0;   // ... and over the batch: groups that need no word from each other
+  int splits = 1;       // backward, persistent: parts of k in the second dimension of blocks
+  int threads = 0;      // of a block
+  int blocks = 0;       // of one launch, all directions
   int blocks_per_multiprocessor = 0;
   int64_t shared_bytes = 0;     // of a block
   int64_t weight_bytes = 0;     // of these, weights that stay for the whole sequence
@@ -70,9 +70,9 @@ struct ForwardBuffers {
   const void* w_hr[2] = {};          // [P,H]
   void* y = nullptr;                 // [T,B,D*O] by strides or [N,D*O]; overwritten
   Strides y_strides;
-  void* h_n = nullptr;      // [D,B,O]; overwritten
-  void* c_n = nullptr;      // [D,B,H]; overwritten
-  void* reserve = nullptr;  // [D,N,saved,H] float32 or float64; overwritten when training
+  void* h_n = nullptr;        // [D,B,O]; overwritten
+  void* c_n = nullptr;        // [D,B,H]; overwritten
+  void* reserve = nullptr;    // [D,N,saved,H] float32 or float64; overwritten when training
   void* workspace = nullptr;  // Sizes::workspace bytes, aligned to 16; overwritten
 };
 
@@ -92,9 +92,9 @@ struct BackwardBuffers {
   // [N,gradients,H] of each direction, rows adjacent; overwritten. See Layout for which gate of
   // which product each belongs to.
   void* dgates[2] = {};
-  void* dprojected[2] = {};  // [N,P]: gradient of each step's whole output; overwritten; P only
-  void* dh0 = nullptr;       // [D,B,O]; overwritten
-  void* dc0 = nullptr;       // [D,B,H]; overwritten
+  void* dprojected[2] = {};   // [N,P]: gradient of each step's whole output; overwritten; P only
+  void* dh0 = nullptr;        // [D,B,O]; overwritten
+  void* dc0 = nullptr;        // [D,B,H]; overwritten
   void* workspace = nullptr;  // Sizes::workspace bytes, aligned to 16; overwritten
 };
 

@@ -89,8 +89,7 @@ struct Tf32 {
     const int g = thread_index() % 32 / 4, t = thread_index() % 4;
     unsigned columns[2][2];
     for (int n = 0; n < 2; ++n)
-      for (int j = 0; j < 2; ++j)
-        columns[n][j] = round_to_tf32(b[(n * 8 + g) * ldb + t + j * 4]);
+      for (int j = 0; j < 2; ++j) columns[n][j] = round_to_tf32(b[(n * 8 + g) * ldb + t + j * 4]);
     for (int i = 0; i < kTiles; ++i) {
       unsigned rows[4];
       for (int j = 0; j < 4; ++j) {

@@ -24,9 +24,8 @@ void run_backward(const Problem& p, const Plan& plan, const BackwardBuffers& b, 
 template <class C, class F>
 size_t workspace(const Problem& p, const Plan& plan) {
   if (plan.backward)
-    return persistent(plan)
-               ? PersistentBackwardWorkspace<C, F>(p, plan, nullptr).pieces.used()
-               : BackwardWorkspace<C, F>(p, nullptr).pieces.used();
+    return persistent(plan) ? PersistentBackwardWorkspace<C, F>(p, plan, nullptr).pieces.used()
+                            : BackwardWorkspace<C, F>(p, nullptr).pieces.used();
   return persistent(plan) ? PersistentWorkspace<C, F>(p, plan, nullptr).pieces.used()
                           : ForwardWorkspace<C, F>(p, nullptr).pieces.used();
 }
@@ -47,10 +46,10 @@ int64_t weight_bytes(const Problem& p, const Plan& plan) {
 
 template <class F>
 const Functions& table(Cell cell) {
-#define FASTRNN_ROW(type, enumerator, name)                                       \
+#define FASTRNN_ROW(type, enumerator, name)                                      \
   static const Functions k##type = {run_forward<type, F>, run_backward<type, F>, \
-                                    workspace<type, F>, shared_bytes<type, F>,    \
-                                    weight_bytes<type, F>};                       \
+                                    workspace<type, F>, shared_bytes<type, F>,   \
+                                    weight_bytes<type, F>};                      \
   if (cell == enumerator) return k##type;
   FASTRNN_CELLS(FASTRNN_ROW)
 #undef FASTRNN_ROW
@@ -65,7 +64,7 @@ const Functions& table(Cell cell) {
 #define FASTRNN_FORMAT_bfloat16 Halves<Bfloat16>
 #define FASTRNN_FORMAT_float16 Halves<Float16>
 #define FASTRNN_JOIN(a, b) a##b
-#define FASTRNN_DEFINE(format)                                  \
+#define FASTRNN_DEFINE(format)                                   \
   const Functions& FASTRNN_JOIN(format, _functions)(Cell cell) { \
     return table<FASTRNN_JOIN(FASTRNN_FORMAT_, format)>(cell);   \
   }

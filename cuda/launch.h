@@ -19,10 +19,14 @@ enum Format { kFormatFloat32, kFormatTf32, kFormatFloat64, kFormatBfloat16, kFor
 const Functions& functions(Cell cell, Format format);
 inline Format format_of(Dtype dtype, bool tf32) {
   switch (dtype) {
-    case Dtype::kFloat64: return kFormatFloat64;
-    case Dtype::kBfloat16: return kFormatBfloat16;
-    case Dtype::kFloat16: return kFormatFloat16;
-    default: return tf32 ? kFormatTf32 : kFormatFloat32;
+    case Dtype::kFloat64:
+      return kFormatFloat64;
+    case Dtype::kBfloat16:
+      return kFormatBfloat16;
+    case Dtype::kFloat16:
+      return kFormatFloat16;
+    default:
+      return tf32 ? kFormatTf32 : kFormatFloat32;
   }
 }
 

@@ -14,12 +14,7 @@ constexpr int kFlagPitch = 32;  // flags lie 128 bytes apart
 // Says that all that this block has written is there.
 FASTRNN_DEVICE void arrive(unsigned* flag) {
   block_barrier();
-  if (thread_index() == 0) {
-    if (FASTRNN_PLANTED(kNoRelease))
-      add_relaxed(flag, 1);
-    else
-      add_release(flag, 1);
-  }
+  if (thread_index() == 0) add_release(flag, 1);
 }
 // Waits until `count` arrivals, and sees what was written before them.
 FASTRNN_DEVICE void wait_for(const unsigned* flag, int count) {
@@ -65,10 +60,10 @@ FASTRNN_DEVICE void multiply(const typename F::Storage* weights, int weights_pit
     const int pair = item / kParts / across, row = pair * T::kRows;
     typename F::Value sums[2][2][4] = {};
     for (int k = 0; k < length; k += T::kChunk)
-      T::template add<kTransposed>(
-          sums,
-          weights + (kTransposed ? int64_t(k) * weights_pitch + row : int64_t(row) * weights_pitch + k),
-          weights_pitch, operand + column * pitch + k, pitch, part);
+      T::template add<kTransposed>(sums,
+                                   weights + (kTransposed ? int64_t(k) * weights_pitch + row
+                                                          : int64_t(row) * weights_pitch + k),
+                                   weights_pitch, operand + column * pitch + k, pitch, part);
     T::leave(sums, partial + int64_t(pair) * kParts * columns * T::kPitch, columns, part, column);
   }
 }
@@ -90,7 +85,8 @@ struct PersistentForward {
 
   FASTRNN_DEVICE Storage* exchanged(int buffer, int d, int b) const {
     if (FASTRNN_PLANTED(kSingleBuffer)) buffer = 0;
-    return exchange + ((static_cast<int64_t>(buffer) * cell.D + d) * cell.time.B + b) * shape.length;
+    return exchange +
+           ((static_cast<int64_t>(buffer) * cell.D + d) * cell.time.B + b) * shape.length;
   }
   FASTRNN_DEVICE int64_t unit(int d, int b, int u) const {
     return (static_cast<int64_t>(d) * cell.time.B + b) * cell.H + u;
@@ -113,8 +109,7 @@ struct PersistentForward {
     for (int i = thread_index(); i < shape.columns * across; i += kPersistentThreads) {
       const int b = i / across, k = i % across * T::kVector;
       const bool inside = b0 + b < cell.time.B && k < cell.O;
-      copy16(to + b * shape.pitch() + k, exchanged(buffer, d, b0 + b) + k,
-             inside ? cell.O - k : 0);
+      copy16(to + b * shape.pitch() + k, exchanged(buffer, d, b0 + b) + k, inside ? cell.O - k : 0);
     }
     cp_async_commit();
   }

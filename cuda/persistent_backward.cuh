@@ -21,9 +21,7 @@ struct BackwardShape {
   FASTRNN_HD int outputs() const { return units * splits; }
   FASTRNN_HD int pairs() const { return (outputs() + T::kRows - 1) / T::kRows; }
   FASTRNN_HD int weights_pitch() const { return pairs() * T::kRows + T::kVector; }
-  FASTRNN_HD int length() const {
-    return (gates * range + T::kChunk - 1) / T::kChunk * T::kChunk;
-  }
+  FASTRNN_HD int length() const { return (gates * range + T::kChunk - 1) / T::kChunk * T::kChunk; }
   FASTRNN_HD int pitch() const { return length() + T::kVector; }
   FASTRNN_HD int64_t weights() const { return int64_t(length()) * weights_pitch(); }
   FASTRNN_HD int64_t operand() const { return int64_t(columns) * pitch(); }
@@ -46,8 +44,8 @@ struct PersistentBackward {
   BackwardShape<F> shape;
   const Storage* weights[2];
   Carried<F> carried;
-  Value* sums;       // [D,row_blocks,ranges,splits,columns,outputs] parts of sums
-  unsigned* flags;   // [D,row_blocks,1 + ranges], kFlagPitch apart; zeros
+  Value* sums;      // [D,row_blocks,ranges,splits,columns,outputs] parts of sums
+  unsigned* flags;  // [D,row_blocks,1 + ranges], kFlagPitch apart; zeros
   int ranges, row_blocks;
 
   FASTRNN_DEVICE int blocks() const { return ranges * shape.splits; }
@@ -100,8 +98,7 @@ struct PersistentBackward {
     for (int i = thread_index(); i < shape.outputs() * shape.columns; i += kPersistentThreads)
       to[i] = block_sum(partial, i % shape.outputs(), i / shape.outputs());
   }
-  FASTRNN_DEVICE Value whole_sum(int d, int r, int output, int column,
-                                 const Value* partial) const {
+  FASTRNN_DEVICE Value whole_sum(int d, int r, int output, int column, const Value* partial) const {
     if (shape.splits == 1) return block_sum(partial, output, column);
     Value sum = 0;
     for (int c = 0; c < shape.splits; ++c)
@@ -158,8 +155,7 @@ persistent_backward(const Task task) {
     if (splits > 1) {
       task.leave(d, r, c, partial);
       arrive(task.flag(d, 1 + r));
-      if (!FASTRNN_PLANTED(kUnsynchronised))
-        wait_for(task.flag(d, 1 + r), (passed + 1) * splits);
+      if (!FASTRNN_PLANTED(kUnsynchronised)) wait_for(task.flag(d, 1 + r), (passed + 1) * splits);
     }
     task.finish(d, t, b0, r, c, partial);
     arrive(task.flag(d, 0));

@@ -35,10 +35,14 @@ constexpr Named kDevices[] = {
 double rate(const Device& device, Format format) {
   const bool server = device.minor == 0 && device.major >= 8 && device.major < 12;
   switch (format) {
-    case kFormatFloat64: return server ? (device.major == 8 ? 32 : 64) : 2;
-    case kFormatFloat32: return device.major * 10 + device.minor <= 80 ? 64 : 128;
-    case kFormatTf32: return server ? 512 : 256;
-    default: return server ? 1024 : 512;
+    case kFormatFloat64:
+      return server ? (device.major == 8 ? 32 : 64) : 2;
+    case kFormatFloat32:
+      return device.major * 10 + device.minor <= 80 ? 64 : 128;
+    case kFormatTf32:
+      return server ? 512 : 256;
+    default:
+      return server ? 1024 : 512;
   }
 }
 
@@ -83,9 +87,9 @@ struct Planner {
     plan.weight_bytes = kernels.weight_bytes(p, plan);
     if (plan.shared_bytes > device.shared_per_block) return false;
     constexpr int64_t kReserved = 1024;
-    const int64_t most = std::min(
-        device.shared_per_multiprocessor / (plan.shared_bytes + kReserved),
-        static_cast<int64_t>(device.threads_per_multiprocessor / plan.threads));
+    const int64_t most =
+        std::min(device.shared_per_multiprocessor / (plan.shared_bytes + kReserved),
+                 static_cast<int64_t>(device.threads_per_multiprocessor / plan.threads));
     plan.blocks_per_multiprocessor = static_cast<int>(most);
     // Registers are bounded so that one block always fits; no more is counted on.
     return most >= 1 && (plan.kernel == Kernel::kStep || plan.blocks <= device.multiprocessors);
@@ -103,8 +107,8 @@ struct Planner {
     const double products = double(quotient_up(tile_rows, 32) * 32) * plan.rows * double(length);
     plan.product_us = waves * products / (rate(device, format) * kReached * clocks);
     plan.broadcast_us = double(plan.broadcast_bytes) / (device.l2_gb_per_s * 1e3);
-    plan.wait_us = stays ? device.barrier_us * (plan.splits > 1 ? 2 : 1)
-                         : device.launch_us * double(launches);
+    plan.wait_us =
+        stays ? device.barrier_us * (plan.splits > 1 ? 2 : 1) : device.launch_us * double(launches);
     plan.step_us = plan.product_us + plan.broadcast_us + plan.wait_us;
   }
 
@@ -186,18 +190,17 @@ Device device_named(const char* name) {
 
 Layout layout(Cell cell) {
   Layout l;
-#define FASTRNN_FILL(type, enumerator, name)                                  \
-  if (cell == enumerator) {                                                   \
-    l.gates = type::kRh, l.gradients = type::kD, l.saved = type::kSaved;      \
-    l.states = type::kState;                                                  \
-    l.projects = type::kProjects, l.has_relu = type::kHasRelu;                \
-    for (int g = 0; g < type::kWx; ++g) l.input[g] = type::kDwx[g];           \
-    for (int g = 0; g < type::kRh; ++g) {                                     \
-      l.recurrent[g] = type::kDrh[g];                                         \
-      FASTRNN_CHECK(l.recurrent[g] == l.recurrent[0] + g,                     \
-                    "gradients of the recurrent gates of " name               \
-                    " must follow one another");                              \
-    }                                                                         \
+#define FASTRNN_FILL(type, enumerator, name)                                                 \
+  if (cell == enumerator) {                                                                  \
+    l.gates = type::kRh, l.gradients = type::kD, l.saved = type::kSaved;                     \
+    l.states = type::kState;                                                                 \
+    l.projects = type::kProjects, l.has_relu = type::kHasRelu;                               \
+    for (int g = 0; g < type::kWx; ++g) l.input[g] = type::kDwx[g];                          \
+    for (int g = 0; g < type::kRh; ++g) {                                                    \
+      l.recurrent[g] = type::kDrh[g];                                                        \
+      FASTRNN_CHECK(l.recurrent[g] == l.recurrent[0] + g,                                    \
+                    "gradients of the recurrent gates of " name " must follow one another"); \
+    }                                                                                        \
   }
   FASTRNN_CELLS(FASTRNN_FILL)
 #undef FASTRNN_FILL
@@ -216,9 +219,10 @@ Plan plan(const Problem& p, const Device& device, bool backward, bool tf32, Kern
   FASTRNN_CHECK(!p.P, "the persistent kernel has no projection; use the step kernel");
   FASTRNN_CHECK(p.B > 0, "the persistent kernel needs a sequence, B is 0; use the step kernel");
   const Plan persistent = make.persistent(backward);
-  FASTRNN_CHECK(persistent.blocks, "the weights of H = " << p.H << " do not fit into the GPU's "
-                                       << device.multiprocessors
-                                       << " multiprocessors; use the step kernel");
+  FASTRNN_CHECK(persistent.blocks,
+                "the weights of H = " << p.H << " do not fit into the GPU's "
+                                      << device.multiprocessors
+                                      << " multiprocessors; use the step kernel");
   return persistent;
 }
 

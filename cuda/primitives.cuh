@@ -64,7 +64,8 @@ FASTRNN_DEVICE void cp_async16(void* shared, const void* global, int bytes) {
     v = __ldcg(static_cast<const uint4*>(global));
   else
     for (int i = 0; i < bytes; ++i)
-      reinterpret_cast<unsigned char*>(&v)[i] = __ldcg(static_cast<const unsigned char*>(global) + i);
+      reinterpret_cast<unsigned char*>(&v)[i] =
+          __ldcg(static_cast<const unsigned char*>(global) + i);
   *static_cast<uint4*>(shared) = v;
 #endif
 }

@@ -22,9 +22,7 @@ struct Timeline {
   FASTRNN_DEVICE int time(int d, int step) const { return reversed(d) ? T - 1 - step : step; }
   FASTRNN_DEVICE int before(int d, int t) const { return reversed(d) ? t + 1 : t - 1; }
   FASTRNN_DEVICE int after(int d, int t) const { return reversed(d) ? t - 1 : t + 1; }
-  FASTRNN_DEVICE int64_t rows() const {
-    return offsets ? offsets[T] : static_cast<int64_t>(T) * B;
-  }
+  FASTRNN_DEVICE int64_t rows() const { return offsets ? offsets[T] : static_cast<int64_t>(T) * B; }
   FASTRNN_DEVICE int64_t row(int t, int b) const {
     return offsets ? offsets[t] + b : static_cast<int64_t>(t) * B + b;
   }
@@ -164,8 +162,8 @@ struct BackwardCell {
   // what came past it.
   FASTRNN_DEVICE Value total(int d, int t, int b, int o, Value through, Value direct) const {
     const bool goes_on = b < time.alive(time.after(d, t));
-    const Value later = goes_on ? through + direct
-                                : read(dh_n, (static_cast<int64_t>(d) * time.B + b) * O + o);
+    const Value later =
+        goes_on ? through + direct : read(dh_n, (static_cast<int64_t>(d) * time.B + b) * O + o);
     return later + (dy ? widen(dy[time.at(dy_strides, t, b) + d * O + o]) : Value(0));
   }
 
@@ -181,8 +179,8 @@ struct BackwardCell {
     FASTRNN_ISA::Arr<Value, C::kD> dd;
     for (int i = 0; i < C::kSaved; ++i) values[i] = reserve[kept + static_cast<int64_t>(i) * H];
     if constexpr (C::kHoldsOutput)
-      previous[0] = begun ? widen(y[time.at(y_strides, before, b) + d * O + u])
-                          : read(h0, unit(d, b, u));
+      previous[0] =
+          begun ? widen(y[time.at(y_strides, before, b) + d * O + u]) : read(h0, unit(d, b, u));
     if constexpr (C::kState > 1) {
       constexpr int kSlot = C::kStateSlot[C::kState - 1];
       const int64_t row = d * time.rows() + (begun ? time.row(before, b) : 0);

@@ -20,9 +20,9 @@ constexpr int kMostRows = 32;  // sequences of a block
 template <class Task>
 struct StepTile : Tile<typename Task::Format, Task::kTiles> {
   using Base = Tile<typename Task::Format, Task::kTiles>;
+  using Base::kChunk, Base::kRows, Base::kVector;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::kChunk, Base::kRows, Base::kVector;
 
   static constexpr int kPitch = kChunk + kVector;  // of a row of k in shared memory
   static constexpr int kWeightsPitch = Task::kTransposed ? kRows + kVector : kPitch;

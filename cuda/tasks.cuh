@@ -26,9 +26,7 @@ struct ForwardGates {
   FASTRNN_DEVICE int length() const { return cell.O; }
   FASTRNN_DEVICE int time(int d) const { return cell.time.time(d, step); }
   FASTRNN_DEVICE bool alive(int d, int b) const { return b < cell.time.alive(time(d)); }
-  FASTRNN_DEVICE const Storage* operand(int d, int b) const {
-    return cell.operand(d, time(d), b);
-  }
+  FASTRNN_DEVICE const Storage* operand(int d, int b) const { return cell.operand(d, time(d), b); }
   FASTRNN_DEVICE Value start(int d, int gate, int u) const { return cell.bias(d, gate, u); }
   FASTRNN_DEVICE void finish(int d, int b, int u, const Value (&sums)[kGates]) const {
     const int64_t unit = (static_cast<int64_t>(d) * cell.time.B + b) * cell.H + u;
@@ -58,9 +56,9 @@ struct PlainTask {
 template <class C, class F>
 struct ForwardProjection : PlainTask<ForwardCell<C, F>, 2, false> {
   using Base = PlainTask<ForwardCell<C, F>, 2, false>;
+  using Base::cell;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::cell;
 
   FASTRNN_DEVICE int width() const { return cell.O; }
   FASTRNN_DEVICE int length() const { return cell.H; }
@@ -83,9 +81,9 @@ struct Carried {
 template <class C, class F>
 struct BackwardChain : PlainTask<BackwardCell<C, F>, 1, true> {
   using Base = PlainTask<BackwardCell<C, F>, 1, true>;
+  using Base::cell;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::cell;
   Carried<F> carried;
 
   FASTRNN_DEVICE int width() const { return cell.H; }
@@ -107,9 +105,9 @@ struct BackwardChain : PlainTask<BackwardCell<C, F>, 1, true> {
 template <class C, class F>
 struct BackwardOutput : PlainTask<BackwardCell<C, F>, 1, true> {
   using Base = PlainTask<BackwardCell<C, F>, 1, true>;
+  using Base::cell;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::cell;
   Storage* projected[2];  // [N,P]
 
   FASTRNN_DEVICE int width() const { return cell.O; }
@@ -128,9 +126,9 @@ struct BackwardOutput : PlainTask<BackwardCell<C, F>, 1, true> {
 template <class C, class F>
 struct BackwardProjection : PlainTask<BackwardCell<C, F>, 1, true> {
   using Base = PlainTask<BackwardCell<C, F>, 1, true>;
+  using Base::cell;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::cell;
   Storage* projected[2];
   Carried<F> carried;
 
@@ -149,9 +147,9 @@ struct BackwardProjection : PlainTask<BackwardCell<C, F>, 1, true> {
 template <class C, class F>
 struct InitialGradient : PlainTask<BackwardCell<C, F>, 1, true> {
   using Base = PlainTask<BackwardCell<C, F>, 1, true>;
+  using Base::cell;
   using typename Base::Storage;
   using typename Base::Value;
-  using Base::cell;
   Carried<F> carried;
 
   FASTRNN_DEVICE bool alive(int, int b) const { return b < cell.time.B; }

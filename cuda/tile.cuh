@@ -1,6 +1,7 @@
-// The sums of a tile: some rows of a weight matrix times some sequences. Each step of a product over
-// k belongs to one of kParts parts, each part to its own warps; the parts are added in order at the
-// end. Every kernel divides k like that, so that a sum does not depend on the kernel or the batch.
+// The sums of a tile: some rows of a weight matrix times some sequences. Each step of a product
+// over k belongs to one of kParts parts, each part to its own warps; the parts are added in order
+// at the end. Every kernel divides k like that, so that a sum does not depend on the kernel or the
+// batch.
 #pragma once
 
 #include "formats.cuh"

@@ -84,7 +84,8 @@ void expect_as(const Case& c, const Geometry& g, const typename Layer<T>::Found&
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
+  return a.size() == b.size() &&
+         (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
 }
 
 // Every schedule gives the same bits, and those are right. Returns y, for further comparisons.

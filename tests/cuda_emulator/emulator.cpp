@@ -114,8 +114,7 @@ void check_nobody_waits(Thread& self) {
   if (self.block->arrived)
     fail("a thread ended while others wait in __syncthreads at " + where(self.block->site),
          self.site);
-  if (warp.arrived)
-    fail("a lane ended while its warp waits at " + where(warp.site), self.site);
+  if (warp.arrived) fail("a lane ended while its warp waits at " + where(warp.site), self.site);
 }
 
 void thread_main() {
@@ -150,10 +149,14 @@ int Launch::pick() {
   random_ = random_ * 6364136223846793005u + 1442695040888963407u;
   const int any = static_cast<int>((random_ >> 33) % static_cast<uint64_t>(count_));
   switch (settings.schedule) {
-    case Schedule::kInOrder: return find(cursor_, 1, 0, count_);
-    case Schedule::kReversed: return find(cursor_, -1, 0, count_);
-    case Schedule::kRandom: return find(any, 1, 0, count_);
-    case Schedule::kAhead: break;
+    case Schedule::kInOrder:
+      return find(cursor_, 1, 0, count_);
+    case Schedule::kReversed:
+      return find(cursor_, -1, 0, count_);
+    case Schedule::kRandom:
+      return find(any, 1, 0, count_);
+    case Schedule::kAhead:
+      break;
   }
   const int first = static_cast<int>(settings.seed % blocks.size()) * threads_;
   const int ahead = find(first, 1, first, threads_);
@@ -252,7 +255,8 @@ int launch(const std::function<void()>& body, Index grid, int threads, int64_t s
   if (cooperative &&
       blocks > settings.multiprocessors * (by_shared < by_threads ? by_shared : by_threads))
     return kCooperativeLaunchTooLarge;
-  const int wave = cooperative || blocks * threads <= kMostThreads ? blocks : kMostThreads / threads;
+  const int wave =
+      cooperative || blocks * threads <= kMostThreads ? blocks : kMostThreads / threads;
   for (int first = 0; first < blocks; first += wave) {
     std::vector<Index> indices;
     for (int i = first; i < blocks && i < first + wave; ++i)

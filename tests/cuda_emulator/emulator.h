@@ -28,8 +28,16 @@ extern Settings settings;
 
 // What a test-only build plants in the kernels; the others ignore it.
 enum class Fault {
-  kNone, kMissingBarrier, kWaitCount, kDivergentBarrier, kPastTheEnd, kLaneMap,
-  kNoRelease, kCountShort, kSingleBuffer, kUnsynchronised
+  kNone,
+  kMissingBarrier,
+  kWaitCount,
+  kDivergentBarrier,
+  kPastTheEnd,
+  kLaneMap,
+  kNoRelease,
+  kCountShort,
+  kSingleBuffer,
+  kUnsynchronised
 };
 extern Fault planted;
 
@@ -94,7 +102,7 @@ struct Matrices {
 void load_matrices(Lanes lanes);             // ldmatrix.x4
 void load_matrices_transposed(Lanes lanes);  // ldmatrix.x4.trans
 struct Product {
-  float* sums;          // [4]
+  float* sums;            // [4]
   const unsigned *a, *b;  // [4], [2]
 };
 void multiply_bfloat16(Lanes lanes);  // m16n8k16

@@ -1,6 +1,6 @@
-// One layer on the emulated GPU, with everything around it watched: buffers of exactly the size that
-// the interface announces between guard zones, NaN where something will be written. The products
-// over whole sequences, which a caller of cuda/api.h makes, are made here in double.
+// One layer on the emulated GPU, with everything around it watched: buffers of exactly the size
+// that the interface announces between guard zones, NaN where something will be written. The
+// products over whole sequences, which a caller of cuda/api.h makes, are made here in double.
 #pragma once
 
 #include "../../cuda/api.h"

@@ -31,18 +31,10 @@ inline void spin_pause(emulator::Site site = {__builtin_FILE(), __builtin_LINE()
 FASTRNN_DEVICE unsigned load_acquire(const unsigned* p) {
   return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-FASTRNN_DEVICE unsigned load_relaxed(const unsigned* p) {
-  return __atomic_load_n(p, __ATOMIC_RELAXED);
-}
 FASTRNN_DEVICE void add_release(unsigned* p, unsigned n) {
-  __atomic_fetch_add(p, n, __ATOMIC_RELEASE);
+  __atomic_fetch_add(p, n, FASTRNN_PLANTED(kNoRelease) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
   emulator::progress();
 }
-FASTRNN_DEVICE void add_relaxed(unsigned* p, unsigned n) {
-  __atomic_fetch_add(p, n, __ATOMIC_RELAXED);
-  emulator::progress();
-}
-
 // The destination holds NaN from the issue to the wait.
 inline void cp_async16(void* shared, const void* global, int bytes,
                        emulator::Site site = {__builtin_FILE(), __builtin_LINE()}) {
@@ -75,8 +67,8 @@ inline void load_matrices(unsigned (&registers)[4], const void* row,
     emulator::fail("ldmatrix of an address that is no multiple of 16", site);
   emulator::Matrices payload = {{}, registers};
   for (int i = 0; i < 4; ++i) payload.row[i] = static_cast<const unsigned*>(row)[i];
-  emulator::rendezvous(
-      kTransposed ? emulator::load_matrices_transposed : emulator::load_matrices, &payload, site);
+  emulator::rendezvous(kTransposed ? emulator::load_matrices_transposed : emulator::load_matrices,
+                       &payload, site);
 }
 
 inline void multiply_bfloat16(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2],

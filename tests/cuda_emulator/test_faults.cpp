@@ -56,7 +56,7 @@ Case make_case(gpu::Kernel kernel) {
 [[noreturn]] void run(const Planted& planted) {
   emulator::planted = planted.fault;
   waiting_is_free = true;
-  emulator::settings.multiprocessors = 16;
+  emulator::settings.multiprocessors = kThreadSanitizer ? 4 : 16;
   double worst = 0;
   try {
     for (uint64_t seed = 1; seed <= (kThreadSanitizer ? 1 : 4); ++seed)
@@ -74,11 +74,16 @@ Case make_case(gpu::Kernel kernel) {
 const char* verdict_of(int status) {
   if (!WIFEXITED(status)) return "crash";
   switch (WEXITSTATUS(status)) {
-    case kUnnoticed: return "";
-    case kWrongNumbers: return "numbers";
-    case kReport: return "report";
-    case kRace: return "race";
-    default: return "sanitizer";
+    case kUnnoticed:
+      return "";
+    case kWrongNumbers:
+      return "numbers";
+    case kReport:
+      return "report";
+    case kRace:
+      return "race";
+    default:
+      return "sanitizer";
   }
 }
 

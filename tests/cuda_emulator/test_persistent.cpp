@@ -17,7 +17,8 @@ void random_cases(Cell cell, bool tf32, int count) {
     Case c = draw(random, cell, gpu::Kernel::kPersistent);
     c.tf32 = tf32;
     std::vector<emulator::Schedule> schedules = {emulator::kSchedules[i % 4]};
-    if (c.setup.problem.T * c.setup.problem.B < 40) schedules.assign(std::begin(emulator::kSchedules), std::end(emulator::kSchedules));
+    if (c.setup.problem.T * c.setup.problem.B < 40)
+      schedules.assign(std::begin(emulator::kSchedules), std::end(emulator::kSchedules));
     waiting_is_free = i % 2;
     const uint64_t seed = random.bits();
     const auto found = compare<T>(c, seed, worst, schedules);

@@ -1,5 +1,5 @@
-// The step kernels against the scalar reference: every cell, type and direction, packed batches, odd
-// sizes, absent buffers, four schedules.
+// The step kernels against the scalar reference: every cell, type and direction, packed batches,
+// odd sizes, absent buffers, four schedules.
 #include "compare.h"
 
 namespace {
@@ -15,7 +15,8 @@ void random_cases(Cell cell, bool tf32, int count) {
     Case c = draw(random, cell, gpu::Kernel::kStep);
     c.tf32 = tf32;
     std::vector<emulator::Schedule> schedules = {emulator::kSchedules[i % 4]};
-    if (c.setup.problem.T * c.setup.problem.B < 40) schedules.assign(std::begin(emulator::kSchedules), std::end(emulator::kSchedules));
+    if (c.setup.problem.T * c.setup.problem.B < 40)
+      schedules.assign(std::begin(emulator::kSchedules), std::end(emulator::kSchedules));
     compare<T>(c, random.bits(), worst, schedules);
   }
 }

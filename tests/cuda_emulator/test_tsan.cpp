@@ -6,7 +6,7 @@ int main() {
   using namespace test;
   double worst = 0;
   waiting_is_free = true;  // several blocks, which exchange h and parts of sums
-  emulator::settings.multiprocessors = 12;
+  emulator::settings.multiprocessors = 4;
   const std::vector<emulator::Schedule> schedules = {emulator::Schedule::kRandom};
   for (gpu::Kernel kernel : {gpu::Kernel::kStep, gpu::Kernel::kPersistent}) {
     for (Cell cell : {Cell::kElman, Cell::kLstm, Cell::kGru}) {
