@@ -1,8 +1,8 @@
 // What the emulator refuses and reports, and what plans refuse.
 #include <cmath>
 
+#include "../../cuda/primitives.cuh"
 #include "compare.h"
-#include "cuda_emulator/primitives.h"
 
 namespace {
 
