@@ -133,7 +133,7 @@ struct PersistentForward {
                            shape.columns, column, row % T::kRows);
       }
       exchanged(buffer, d, b)[u] =
-          cell.finish(d, t, b, u, sums, states[C::kState > 1 ? unit(d, b, u) : 0]);
+          cell.finish(d, t, b, u, sums, states + (C::kState > 1 ? unit(d, b, u) : 0));
     }
   }
 };

@@ -83,7 +83,8 @@ struct PersistentBackward {
       const int gate = k / shape.range, unit = c * shape.range + k % shape.range;
       const bool inside = gate < C::kRh && unit < cell.H;
       const Storage* from = inside ? operand_of(d, t, b0 + b) : nullptr;
-      copy16(to + b * shape.pitch() + k, from + static_cast<int64_t>(gate) * cell.H + unit,
+      copy16(to + b * shape.pitch() + k,
+             from ? from + static_cast<int64_t>(gate) * cell.H + unit : from,
              from ? cell.H - unit : 0);
     }
     cp_async_commit();
@@ -117,8 +118,8 @@ struct PersistentBackward {
         cell.dh0[unit] = narrow<Storage>(sum + direct);
       else
         cell.finish(d, t, b, u, cell.total(d, t, b, u, sum, direct),
-                    carried.direct[C::kHoldsOutput ? unit : 0],
-                    carried.states[C::kState > 1 ? unit : 0]);
+                    carried.direct + (C::kHoldsOutput ? unit : 0),
+                    carried.states + (C::kState > 1 ? unit : 0));
     }
   }
 };

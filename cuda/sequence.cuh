@@ -86,7 +86,7 @@ struct ForwardCell {
 
   // `state` is the further state of this unit, carried from step to step. Returns the output.
   FASTRNN_DEVICE Storage finish(int d, int t, int b, int u, const Value (&rh)[C::kRh],
-                                Value& state) const {
+                                Value* state) const {
     typename C::template In<Value> in;
     const Storage* x = wx[d] + time.at(wx_strides, t, b) + u;
     for (int g = 0; g < C::kWx; ++g) in.wx[g] = widen(x[static_cast<int64_t>(g) * H]);
@@ -95,7 +95,7 @@ struct ForwardCell {
     const bool begun = b < time.alive(time.before(d, t));
     if constexpr (C::kHoldsOutput)
       in.prev[0] = begun ? widen(output(d, time.before(d, t), b)[u]) : read(h0, unit);
-    if constexpr (C::kState > 1) in.prev[1] = begun ? state : read(c0, unit);
+    if constexpr (C::kState > 1) in.prev[1] = begun ? *state : read(c0, unit);
 
     FASTRNN_ISA::Arr<Value, C::kState> next;
     FASTRNN_ISA::Arr<Value, C::kSaved> kept;
@@ -103,16 +103,16 @@ struct ForwardCell {
 
     const auto out = narrow<Storage>(next[0]);
     const bool ends = b >= time.alive(time.after(d, t));
-    Value* keep = reserve + (d * time.rows() + time.row(t, b)) * saved * H + u;
+    const int64_t keep = (d * time.rows() + time.row(t, b)) * saved * H + u;
     if (reserve)
-      for (int i = 0; i < C::kSaved; ++i) keep[static_cast<int64_t>(i) * H] = kept[i];
+      for (int i = 0; i < C::kSaved; ++i) reserve[keep + static_cast<int64_t>(i) * H] = kept[i];
     if constexpr (C::kState > 1) {
-      state = next[1];
+      *state = next[1];
       if (ends) c_n[unit] = narrow<Storage>(next[1]);
     }
     if (full) {
       full[unit] = out;
-      if (reserve) keep[static_cast<int64_t>(C::kSaved) * H] = widen(out);
+      if (reserve) reserve[keep + static_cast<int64_t>(C::kSaved) * H] = widen(out);
     } else {
       put(d, t, b, u, out);
     }
@@ -169,8 +169,8 @@ struct BackwardCell {
 
   // `direct`: the gradient of the previous output past the product, left for the step before;
   // `state`: that of the further state.
-  FASTRNN_DEVICE void finish(int d, int t, int b, int u, Value dy_total, Value& direct,
-                             Value& state) const {
+  FASTRNN_DEVICE void finish(int d, int t, int b, int u, Value dy_total, Value* direct,
+                             Value* state) const {
     const int before = time.before(d, t);
     const bool begun = b < time.alive(before);
     const int64_t kept = (d * time.rows() + time.row(t, b)) * saved * H + u;
@@ -185,7 +185,7 @@ struct BackwardCell {
       constexpr int kSlot = C::kStateSlot[C::kState - 1];
       const int64_t row = d * time.rows() + (begun ? time.row(before, b) : 0);
       previous[1] = begun ? reserve[(row * saved + kSlot) * H + u] : read(c0, unit(d, b, u));
-      ds[1] = b < time.alive(time.after(d, t)) ? state : read(dc_n, unit(d, b, u));
+      ds[1] = b < time.alive(time.after(d, t)) ? *state : read(dc_n, unit(d, b, u));
     }
     Value out = 0;
     if constexpr (C::kReadsOutput) out = widen(y[time.at(y_strides, t, b) + d * O + u]);
@@ -193,9 +193,9 @@ struct BackwardCell {
 
     Storage* to = dgates[d] + time.row(t, b) * C::kD * H + u;
     for (int i = 0; i < C::kD; ++i) to[static_cast<int64_t>(i) * H] = narrow<Storage>(dd[i]);
-    if constexpr (C::kHoldsOutput) direct = ds[0];
+    if constexpr (C::kHoldsOutput) *direct = ds[0];
     if constexpr (C::kState > 1) {
-      state = ds[1];
+      *state = ds[1];
       if (!begun && dc0) dc0[unit(d, b, u)] = narrow<Storage>(ds[1]);
     }
   }

@@ -57,7 +57,8 @@ struct StepTile : Tile<typename Task::Format, Task::kTiles> {
     }
     Storage* to = stage + kWeights + thread_index() / 8 * kPitch;
     for (int v = thread_index() % 8 * kVector; v < kChunk; v += 8 * kVector)
-      copy16(to + v, operand + k0 + v, operand && k0 + v < length ? length - k0 - v : 0);
+      copy16(to + v, operand ? operand + k0 + v : operand,
+             operand && k0 + v < length ? length - k0 - v : 0);
   }
 };
 

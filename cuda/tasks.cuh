@@ -30,7 +30,7 @@ struct ForwardGates {
   FASTRNN_DEVICE Value start(int d, int gate, int u) const { return cell.bias(d, gate, u); }
   FASTRNN_DEVICE void finish(int d, int b, int u, const Value (&sums)[kGates]) const {
     const int64_t unit = (static_cast<int64_t>(d) * cell.time.B + b) * cell.H + u;
-    cell.finish(d, time(d), b, u, sums, states[C::kState > 1 ? unit : 0]);
+    cell.finish(d, time(d), b, u, sums, states + (C::kState > 1 ? unit : 0));
   }
 };
 
@@ -96,8 +96,8 @@ struct BackwardChain : PlainTask<BackwardCell<C, F>, 1, true> {
     const int64_t unit = cell.unit(d, b, u);
     const Value direct = C::kHoldsOutput ? carried.direct[unit] : Value(0);
     cell.finish(d, t, b, u, cell.total(d, t, b, u, sums[0], direct),
-                carried.direct[C::kHoldsOutput ? unit : 0],
-                carried.states[C::kState > 1 ? unit : 0]);
+                carried.direct + (C::kHoldsOutput ? unit : 0),
+                carried.states + (C::kState > 1 ? unit : 0));
   }
 };
 
@@ -138,8 +138,8 @@ struct BackwardProjection : PlainTask<BackwardCell<C, F>, 1, true> {
     return this->alive(d, b) ? projected[d] + cell.time.row(this->time(d), b) * cell.O : nullptr;
   }
   FASTRNN_DEVICE void finish(int d, int b, int u, const Value (&sums)[1]) const {
-    cell.finish(d, this->time(d), b, u, sums[0], carried.direct[0],
-                carried.states[C::kState > 1 ? cell.unit(d, b, u) : 0]);
+    cell.finish(d, this->time(d), b, u, sums[0], carried.direct,
+                carried.states + (C::kState > 1 ? cell.unit(d, b, u) : 0));
   }
 };
 
