@@ -31,7 +31,7 @@ extern "C" void fastrnn_emulator_switch(void** from, void* to);
 #endif
 
 // A fiber that is given up keeps what its frames own.
-extern "C" const char* __asan_default_options();
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options();
 extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }
 
 namespace emulator {

@@ -6,7 +6,7 @@
 #include "compare.h"
 
 // The first race ends a child.
-extern "C" const char* __tsan_default_options();
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options();
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 
 namespace {
