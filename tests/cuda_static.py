@@ -1,7 +1,7 @@
 """Compile the CUDA kernels for every architecture and read what the compiler says and made.
 
-Fails on a warning, a spill of note, more registers than let a block run, a tensor-core instruction that is
-missing where a format promises one, or weights that are not copied asynchronously. `make
+Fails on a warning, a spill of note, more registers than let a block run, a tensor-core instruction
+that is missing where a format promises one, or weights that are not copied asynchronously. `make
 cuda-check` runs it; without nvcc it says so and passes.
 """
 
@@ -22,8 +22,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FORMATS = ("float32", "tf32", "float64", "bfloat16", "float16")
 # Threads of a block of each kernel, whose registers must fit into a multiprocessor's 65,536.
 REGISTERS = 65536
-# Bytes that a thread may put aside; ptxas does so in a few kernels of Blackwell and Turing, with
-# registers to spare. More is a fault.
+# Bytes that a thread may put aside; ptxas does so in a few persistent kernels. More is a fault.
 SPILLED = 32
 THREADS = 256
 # What the products of a format are made of. bfloat16 and TF32 need 8.0; plans refuse them before.
