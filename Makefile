@@ -21,7 +21,8 @@ export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') $(wildcard cmake/*)
-CXX_FILES = $(shell find csrc tests/cpp examples/cpp -name '*.h' -o -name '*.cpp')
+CXX_FILES = $(shell find csrc cuda tests/cpp tests/cuda_emulator examples/cpp \
+  -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help
 help:  ## list the targets
@@ -101,6 +102,23 @@ tsan: $(VENV)/.tools  ## C++ tests of threads and of the engine under ThreadSani
 neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qemu-user)
 	$(call cpp-test,neon,-DFASTRNN_WERROR=ON \
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake)
+
+# $(call cuda-test,DIRECTORY,CMAKE OPTIONS): only what the emulator's tests need is built.
+define cuda-test
+	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_CUDA_EMULATOR=ON -DFASTRNN_WERROR=ON $(2)
+	cmake --build build/$(1) -j $(JOBS) --target tests/cuda_emulator/all
+	ctest --test-dir build/$(1) --output-on-failure
+endef
+
+.PHONY: cuda-emulator cuda-tsan cuda-check
+cuda-emulator: $(VENV)/.tools  ## the CUDA kernels on an emulated GPU, under ASan and UBSan
+	$(call cuda-test,cuda-emulator,-DFASTRNN_SANITIZE=$(ASAN))
+
+cuda-tsan: $(VENV)/.tools  ## small cases of them, each CUDA thread a thread of ThreadSanitizer
+	$(call cuda-test,cuda-tsan,-DFASTRNN_SANITIZE=thread)
+
+cuda-check: $(VENV)/.tools  ## the CUDA kernels compiled for every architecture, and the code read
+	python tests/cuda_static.py
 
 example: cpp-test  ## the installed C++ library, used by examples/cpp
 	cmake --install build/cpp --component cpp --prefix build/prefix

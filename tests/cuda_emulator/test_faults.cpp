@@ -1,0 +1,113 @@
+// Plants faults in the kernels, one at a time, and shows that each is caught. FASTRNN_PLANT_FAULTS
+// compiles them in; each runs in a child process, under every schedule, until a check speaks.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "compare.h"
+
+// The first race ends a child.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options();
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
+
+namespace {
+
+using namespace test;
+
+enum Verdict { kUnnoticed = 0, kWrongNumbers = 10, kReport = 11, kRace = 66 };
+
+struct Planted {
+  emulator::Fault fault;
+  const char* name;
+  gpu::Kernel kernel;
+  // Which build must catch it; every fault is caught by at least one.
+  bool plain, thread_sanitizer;
+};
+using emulator::Fault;
+constexpr gpu::Kernel kStep = gpu::Kernel::kStep, kPersistent = gpu::Kernel::kPersistent;
+constexpr Planted kPlanted[] = {
+    {Fault::kNone, "none", kStep, false, false},
+    {Fault::kNone, "none", kPersistent, false, false},
+    {Fault::kMissingBarrier, "missing __syncthreads", kStep, true, true},
+    {Fault::kWaitCount, "cp.async wait count off by one", kStep, true, false},
+    {Fault::kDivergentBarrier, "divergent __syncthreads", kStep, true, true},
+    {Fault::kPastTheEnd, "write past the end", kStep, true, false},
+    {Fault::kLaneMap, "wrong lane map of a fragment", kStep, true, true},
+    {Fault::kNoRelease, "barrier without release", kPersistent, false, true},
+    {Fault::kCountShort, "barrier counting one short", kPersistent, true, true},
+    {Fault::kSingleBuffer, "single-buffered h", kPersistent, true, true},
+    {Fault::kUnsynchronised, "unsynchronised gradient accumulation", kPersistent, true, true},
+};
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
+Case make_case(gpu::Kernel kernel) {
+  Case c;
+  c.kernel = kernel;
+  Problem& p = c.setup.problem;
+  p.cell = Cell::kGru, p.directions = 1, p.I = 2, p.B = 3, p.T = kThreadSanitizer ? 3 : 6;
+  // Several chunks of k; as threads, few blocks that still exchange h and parts of sums.
+  p.H = kThreadSanitizer && kernel == kPersistent ? 31 : 65;
+  return c;
+}
+
+// In the child. Numbers that are wrong end it at once, as does a report.
+[[noreturn]] void run(const Planted& planted) {
+  emulator::planted = planted.fault;
+  waiting_is_free = true;
+  emulator::settings.multiprocessors = kThreadSanitizer ? 4 : 16;
+  double worst = 0;
+  try {
+    for (uint64_t seed = 1; seed <= (kThreadSanitizer ? 1 : 4); ++seed)
+      for (emulator::Schedule schedule : emulator::kSchedules) {
+        compare<Bfloat16>(make_case(planted.kernel), seed, worst, {schedule});
+        if (failed) std::exit(kWrongNumbers);
+      }
+  } catch (const emulator::Failure& failure) {
+    std::printf("  %s\n", failure.what());
+    std::exit(kReport);
+  }
+  std::exit(kUnnoticed);
+}
+
+const char* verdict_of(int status) {
+  if (!WIFEXITED(status)) return "crash";
+  switch (WEXITSTATUS(status)) {
+    case kUnnoticed:
+      return "";
+    case kWrongNumbers:
+      return "numbers";
+    case kReport:
+      return "report";
+    case kRace:
+      return "race";
+    default:
+      return "sanitizer";
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::printf("| fault | caught by |\n|---|---|\n");
+  for (const Planted& planted : kPlanted) {
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+      if (!std::getenv("FASTRNN_SHOW_FAULTS") && !std::freopen("/dev/null", "w", stdout)) _exit(1);
+      if (!std::getenv("FASTRNN_SHOW_FAULTS") && !std::freopen("/dev/null", "w", stderr)) _exit(1);
+      run(planted);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    const std::string verdict = verdict_of(status);
+    std::printf("| %s | %s |\n", planted.name, verdict.c_str());
+    const bool expected = kThreadSanitizer ? planted.thread_sanitizer : planted.plain;
+    if (expected) EXPECT(!verdict.empty(), planted.name << " was not caught");
+    if (planted.fault == Fault::kNone) EXPECT(verdict.empty(), "reports without a fault");
+  }
+  return finish("test_faults");
+}
