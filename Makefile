@@ -120,7 +120,7 @@ cuda-tsan: $(VENV)/.tools  ## small cases of them, each CUDA thread a thread of 
 cuda-check: $(VENV)/.tools  ## the CUDA kernels compiled for every architecture, and the code read
 	python tests/cuda_static.py
 
-example: cpp-test  ## the installed C++ library, used by examples/cpp
+example: cpp-test $(INSTALLED)  ## the installed C++ library, used by examples/cpp
 	cmake --install build/cpp --component cpp --prefix build/prefix
 	cmake -S examples/cpp -B build/example -G Ninja -DCMAKE_PREFIX_PATH=$(CURDIR)/build/prefix
 	cmake --build build/example

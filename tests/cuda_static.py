@@ -22,8 +22,9 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FORMATS = ("float32", "tf32", "float64", "bfloat16", "float16")
 # Threads of a block of each kernel, whose registers must fit into a multiprocessor's 65,536.
 REGISTERS = 65536
-# Bytes that a thread may put aside; ptxas does so in a few persistent kernels. More is a fault.
-SPILLED = 32
+# Bytes that a thread may store and load again: blocks of 512 threads leave 128 registers, and ptxas
+# puts a few numbers aside in float16 and float64 persistent kernels. More is a fault.
+SPILLED_STORES, SPILLED_LOADS = 36, 80
 THREADS = 256
 # What the products of a format are made of. bfloat16 and TF32 need 8.0; plans refuse them before.
 INSTRUCTIONS = {
@@ -57,7 +58,7 @@ def check_messages(format_name: str, text: str) -> tuple[int, int, list[str]]:
     for stack, stores, loads in re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text
     ):
-        if int(stores) > SPILLED or int(loads) > 2 * SPILLED:
+        if int(stores) > SPILLED_STORES or int(loads) > SPILLED_LOADS:
             wrong.append(f"{format_name}: spills {stores} and {loads} bytes, stack {stack}")
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
     if not registers:

@@ -106,3 +106,22 @@ def test_echo_state_networks(tmp_path: Path, name: str) -> None:
     else:
         [score] = re.findall(r"NRMSE_84 over 5 series: (\S+)", result.stdout)
         assert float(score) < 0.2
+
+
+def test_gradient_penalty(tmp_path: Path) -> None:
+    """Penalised, the model stands the adversarial step better."""
+    pytest.importorskip("tqdm", reason="the example needs tqdm")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "gradient_penalty.py"), "--steps", "60"],
+        env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = re.findall(r"accuracy ([\d.]+), ([\d.]+) after", result.stdout)
+    (plain, moved), (penalised, penalised_moved) = (tuple(map(float, line)) for line in lines)
+    assert min(plain, penalised) > 0.9
+    assert penalised_moved > moved

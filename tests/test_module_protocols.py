@@ -73,9 +73,12 @@ def test_type_and_signature(kind: str) -> None:
     assert ours.__module__.startswith("fastrnn")
     module = ours(3, 4)
     assert isinstance(module, nn.Module)
-    for name, parameter in inspect.signature(ours.forward).parameters.items():
-        reference = inspect.signature(theirs.forward).parameters[name]
+    parameters = dict(inspect.signature(ours.forward).parameters)
+    for name, reference in inspect.signature(theirs.forward).parameters.items():
+        parameter = parameters.pop(name)
         assert (parameter.kind, parameter.default) == (reference.kind, reference.default)
+    assert parameters.keys() == (set() if "Cell" in kind else {"lengths", "reset_mask"})
+    assert all(parameter.default is None for parameter in parameters.values())
 
 
 @pytest.mark.parametrize("namespace", [fastrnn, nn], ids=["fastrnn", "torch"])

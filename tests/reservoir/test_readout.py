@@ -126,7 +126,9 @@ def test_qr_solvers_hold_where_the_scatter_is_lost(solver: str, decades: float) 
     centred, y = states - states.mean(0), targets - targets.mean(0)
     best = torch.linalg.lstsq(centred, y, driver="gelsd", rcond=1e-16).solution
     residual = (targets - readout(states)).square().sum()
-    assert float(residual) <= float((y - centred @ best).square().sum()) * (1 + 1e-6)
+    # What rounding leaves of a fit grows with the condition, and differs between BLAS kernels.
+    excess = max(1e-6, 1e-17 * 10**decades)
+    assert float(residual) <= float((y - centred @ best).square().sum()) * (1 + excess)
     assert 0.3 <= readout.condition_ / float(torch.linalg.cond(centred)) <= 3
 
 
