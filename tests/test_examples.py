@@ -109,10 +109,10 @@ def test_echo_state_networks(tmp_path: Path, name: str) -> None:
 
 
 def test_gradient_penalty(tmp_path: Path) -> None:
-    """Penalised, the model stands the adversarial step better."""
+    """With the penalty the critic's slope is near one, without it is steeper."""
     pytest.importorskip("tqdm", reason="the example needs tqdm")
     result = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "gradient_penalty.py"), "--steps", "60"],
+        [sys.executable, str(ROOT / "examples" / "gradient_penalty.py"), "--steps", "100"],
         env=os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])},
         timeout=300,
         capture_output=True,
@@ -121,7 +121,7 @@ def test_gradient_penalty(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    lines = re.findall(r"accuracy ([\d.]+), ([\d.]+) after", result.stdout)
-    (plain, moved), (penalised, penalised_moved) = (tuple(map(float, line)) for line in lines)
-    assert min(plain, penalised) > 0.9
-    assert penalised_moved > moved
+    lines = re.findall(r"difference (\S+), slope (\S+)", result.stdout)
+    (_, free), (difference, held) = (tuple(map(float, line)) for line in lines)
+    assert 0.7 < held < 1.3 < free
+    assert difference > 0.5
