@@ -411,7 +411,7 @@ class Stepwise(nn.Module):
         return self.layer(h[None])[0]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_torchscript_sees_torchs_functions() -> None:
     model, x = Stepwise(), torch.randn(2, 3, 3)
     expected = model(x)

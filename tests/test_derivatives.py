@@ -18,9 +18,7 @@ from fastrnn._second_order import double_backward
 from fastrnn._transforms import gradients_of_gradients
 
 # torch's own forward-mode rules load by way of it.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 CASES = [
     Case(cell, 4, 3, 3, 4, layers, bidirectional, layout=layout, batch_first=layout == "unsorted")

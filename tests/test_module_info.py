@@ -202,7 +202,7 @@ def test_gradgrad(name: str) -> None:
 
 
 # torch's own forward-mode rules load by way of it.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_mode(name: str) -> None:
     _checked_twice(

@@ -202,7 +202,7 @@ def test_second_order_is_right_or_refused(cell: str) -> None:
 
 
 # torch's own forward-mode rules load by way of it.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("transform", ["jvp", "vmap", "grad", "forward_ad"])
 def test_transforms_are_right_or_refused(cell: str, transform: str) -> None:

@@ -14,9 +14,7 @@ import fastrnn
 from _support import CELLS, Case, twin
 
 # torch's own forward-mode rules load by way of it.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 CASES = [
     Case(cell, 4, 2, 3, 5, layers, bidirectional, batch_first=batch_first, states=False)
