@@ -270,8 +270,8 @@ void fuzz(int64_t number) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int64_t calls = count > 1 ? std::atoll(arguments[1]) : quick() ? 400 : 3000;
-  const int64_t first = count > 2 ? std::atoll(arguments[2]) : 0;
+  const int64_t calls = count > 1 ? std::strtoll(arguments[1], nullptr, 10) : quick() ? 400 : 3000;
+  const int64_t first = count > 2 ? std::strtoll(arguments[2], nullptr, 10) : 0;
   for (int64_t i = first; i < first + calls; ++i) {
     const int64_t before = failed;
     fuzz(i);
