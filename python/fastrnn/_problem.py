@@ -242,26 +242,26 @@ def make_layer(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def stack_of(owner: str, cell: str, *options: object) -> Stack:
     """Return ``make_stack`` of a cell's name: of constants alone, as compilers want it."""
-    from .cells import CELLS
+    from .cells._spec import SPECS
 
-    return make_stack(owner, CELLS[cell], *options)
+    return make_stack(owner, SPECS[cell], *options)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def step_of(owner: str, cell: str, *options: object) -> Layer:
     """Return ``make_step`` of a cell's name: of constants alone, as compilers want it."""
-    from .cells import CELLS
+    from .cells._spec import SPECS
 
-    return make_step(owner, CELLS[cell], *options)
+    return make_step(owner, SPECS[cell], *options)
 
 
 @functools.lru_cache(maxsize=1024)
 def layer_of(key: str) -> Layer:
     """Return the layer that has this ``key``."""
-    from .cells import CELLS
+    from .cells._spec import SPECS
 
     owner, name, *rest = json.loads(key)
-    return make_layer(owner, CELLS[name], *rest)
+    return make_layer(owner, SPECS[name], *rest)
 
 
 def _names(

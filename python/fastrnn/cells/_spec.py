@@ -49,6 +49,10 @@ def _reordered(weight: Tensor, order: Sequence[int]) -> Tensor:
     return torch.cat([weight.narrow(0, k * size, size) for k in order])
 
 
+SPECS: dict[str, CellSpec] = {}
+"""Every spec by its name, for code that the cells are built on; ``cells.CELLS`` is for all else."""
+
+
 @dataclass(frozen=True)
 class CellSpec:
     r"""Describe a recurrent cell.
@@ -82,6 +86,9 @@ class CellSpec:
     onnx: Foreign | None = None
     keras: Foreign | None = None
     carries: bool = True
+
+    def __post_init__(self) -> None:
+        SPECS[self.name] = self
 
     def step(
         self,
