@@ -11,7 +11,8 @@ struct ForecastSlot {
   Layer<T> layers[reservoir::kMaxLayers];
   Row<T>* rows[reservoir::kMaxLayers];
   int64_t* active;
-  T *u, *fed_back;  // [size,I], [size,F]
+  T *u, *fed_back;   // [size,I], [size,F]
+  double* features;  // of one sequence: [layers*N (+ I)]
 
   ForecastSlot(const Forecast& f, const ForecastBuffers& b, void* memory, size_t* bytes) {
     Arena arena(memory);
@@ -25,6 +26,7 @@ struct ForecastSlot {
     active = arena.take<int64_t>(size);
     u = arena.take<T>(size * p.I);
     fed_back = arena.take<T>(size * p.F);
+    features = arena.take<double>(f.layers * p.N + p.I);
     if (bytes) *bytes = arena.bytes();
   }
 };
@@ -71,14 +73,12 @@ class ForecastRun {
     const int64_t units = f_.layers * p_.N, width = units + (f_.sees_input ? p_.I : 0);
     double* out = Offsets<double>{b_.out_strides}.at(b_.out, m, t, b);
     T* u = s.u + i * p_.I;
-    for (int64_t o = 0; o < f_.O; ++o) {
-      const double* w = b_.w_out + (m * f_.O + o) * width;
-      double sum = b_.b_out ? b_.b_out[m * f_.O + o] : 0;
-      for (int l = 0; l < f_.layers; ++l)
-        sum += readout_sum(w + l * p_.N, s.rows[l][i].state, p_.N, f_.square);
-      if (f_.sees_input) sum += readout_sum(w + units, u, p_.I, false);
-      out[o] = sum;
-    }
+    for (int l = 0; l < f_.layers; ++l)
+      to_features(s.rows[l][i].state, p_.N, f_.square, s.features + l * p_.N);
+    if (f_.sees_input) to_features(u, p_.I, false, s.features + units);
+    for (int64_t o = 0; o < f_.O; ++o)
+      out[o] = (b_.b_out ? b_.b_out[m * f_.O + o] : 0) +
+               dot(b_.w_out + (m * f_.O + o) * width, s.features, width);
     T* looped = p_.F ? s.fed_back + i * p_.F : u;
     for (int64_t o = 0; o < f_.O; ++o) looped[o] = T(out[o]);
     const int64_t before = p_.F ? 0 : f_.O;

@@ -17,7 +17,8 @@ class PolynomialRun {
     Arena arena(memory);
     past_ = arena.take<T>(p.window() * p.I);
     lags_ = arena.take<T>(p.delays * p.I + 1);
-    features_ = arena.take<T>(p.features);
+    products_ = arena.take<T>(p.features);
+    features_ = arena.take<double>(p.features + p.I);
     if (bytes) *bytes = arena.bytes();
   }
 
@@ -33,8 +34,10 @@ class PolynomialRun {
         for (int64_t k = 0; k < I; ++k)
           lags_[d * I + k] = past_[(t + window - 1 - d * p_.skip) % window * I + k];
       multiply();
+      to_features(products_, p_.features, p_.square, features_);
+      if (p_.sees_input) to_features(u, I, false, features_ + p_.features);
       double* out = Offsets<double>{b_.out_strides}.at(b_.out, 0, t, b);
-      for (int64_t o = 0; o < p_.O; ++o) out[o] = read_out(o, u);
+      for (int64_t o = 0; o < p_.O; ++o) out[o] = read_out(o);
       T* next = past_ + t % window * I;
       const T* driver =
           Offsets<T>{b_.drivers_strides}.at(static_cast<const T*>(b_.drivers), 0, t, b);
@@ -46,24 +49,23 @@ class PolynomialRun {
 
  private:
   void multiply() const {
-    for (int64_t i = 0; i < p_.features; ++i) features_[i] = lags_[b_.monomials[i]];
+    for (int64_t i = 0; i < p_.features; ++i) products_[i] = lags_[b_.monomials[i]];
     for (int64_t k = 1; k < p_.order; ++k)
       for (int64_t i = 0; i < p_.features; ++i)
-        features_[i] *= lags_[b_.monomials[k * p_.features + i]];
+        products_[i] *= lags_[b_.monomials[k * p_.features + i]];
   }
 
-  double read_out(int64_t o, const T* u) const {
-    const double* w = b_.w_out + o * (p_.features + (p_.sees_input ? p_.I : 0));
-    double sum = b_.b_out ? b_.b_out[o] : 0;
-    sum += readout_sum(w, features_, p_.features, p_.square);
-    return p_.sees_input ? sum + readout_sum(w + p_.features, u, p_.I, false) : sum;
+  double read_out(int64_t o) const {
+    const int64_t width = p_.features + (p_.sees_input ? p_.I : 0);
+    return (b_.b_out ? b_.b_out[o] : 0) + dot(b_.w_out + o * width, features_, width);
   }
 
   const Polynomial& p_;
   const PolynomialBuffers& b_;
-  T* past_;      // [window,I]: the input that t steps reach is at t mod window
-  T* lags_;      // [delays*I+1], the last one 1
-  T* features_;  // [features]
+  T* past_;           // [window,I]: the input that t steps reach is at t mod window
+  T* lags_;           // [delays*I+1], the last one 1
+  T* products_;       // [features]
+  double* features_;  // [features (+ I)]
 };
 
 template <class T>

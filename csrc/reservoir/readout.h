@@ -1,26 +1,36 @@
-// The readout of states in a closed loop.
+// The readout of states in a closed loop, in float64.
 #pragma once
 
-#include <cstdint>
+#include "../simd/vec.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
-constexpr int64_t kReadoutLanes = 8;
-
-// The sum of w[i] x[i] in float64; in eight chains, whatever the ISA. `square`: of the odd x,
-// squared.
+// What the readout sees of n states: the odd ones squared with `square`.
 template <class T>
-double readout_sum(const double* w, const T* x, int64_t n, bool square) {
-  double sums[kReadoutLanes] = {};
-  const auto value = [&](int64_t i, int64_t lane) {
-    const double v = double(x[i + lane]);
-    return square && lane % 2 ? v * v : v;
-  };
+void to_features(const T* x, int64_t n, bool square, double* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = double(x[i]);
+  for (int64_t i = 1; square && i < n; i += 2) to[i] *= to[i];
+}
+
+// The sum of a[i] b[i], in four chains of vectors.
+inline double dot(const double* a, const double* b, int64_t n) {
+  using V = Vec<double>;
+  constexpr int kChains = 4, W = V::kWidth;
+  V sum[kChains] = {V(0), V(0), V(0), V(0)};
   int64_t i = 0;
-  for (; i + kReadoutLanes <= n; i += kReadoutLanes)
-    for (int64_t l = 0; l < kReadoutLanes; ++l) sums[l] += w[i + l] * value(i, l);
-  for (int64_t l = 0; i + l < n; ++l) sums[l] += w[i + l] * value(i, l);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  for (; i + kChains * W <= n; i += kChains * W)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c)
+      sum[c] = fma(V::load(a + i + c * W), V::load(b + i + c * W), sum[c]);
+  for (int c = 0; i < n; i += W, ++c) {
+    const int some = int(n - i < W ? n - i : W);
+    sum[c] = fma(V::load(a + i, some), V::load(b + i, some), sum[c]);
+  }
+  alignas(64) double lanes[W];
+  ((sum[0] + sum[1]) + (sum[2] + sum[3])).store(lanes);
+  for (int half = W / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

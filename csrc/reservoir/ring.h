@@ -20,6 +20,7 @@ class RingRun {
     rows_ = arena.take<Row<T>>(p_.M * f.layers * p_.B);
     active_ = arena.take<int64_t>(p_.B);
     patches_ = arena.take<T>(p_.M * p_.B * p_.I);
+    features_ = arena.take<double>(p_.B * width());
     for (int64_t i = 0; i < p_.M * f.layers; ++i) {
       const int64_t l = i % f.layers;
       const Layer<T> layer(p_.N, l ? p_.N : p_.I, 0, p_.activation, b.weights[l], p_.B, arena);
@@ -32,11 +33,14 @@ class RingRun {
     Team team(p_.threads, b_.interrupt);
     for (int64_t i = 0; i < p_.B; ++i) active_[i] = i;
     team.run(p_.M, [&](int64_t m, int) { start(m); });
-    const int64_t parts = (f_.O + kOutputs - 1) / kOutputs;
+    for (int64_t i = 0; i < p_.B; ++i) see_input(i);
     for (int64_t t = 0; t < p_.T && !team.stopped(); ++t) {
-      team.run(p_.B * parts, [&](int64_t i, int) { read_out(t, i / parts, i % parts * kOutputs); });
-      for (int64_t i = 0; i < p_.B * f_.O; ++i)
-        input(i / f_.O)[i % f_.O] = T(out(t, i / f_.O)[i % f_.O]);
+      team.run((f_.O + kOutputs - 1) / kOutputs,
+               [&](int64_t part, int) { read_out(t, part * kOutputs); });
+      for (int64_t i = 0; i < p_.B; ++i) {
+        for (int64_t o = 0; o < f_.O; ++o) input(i)[o] = T(out(t, i)[o]);
+        see_input(i);
+      }
       team.run(p_.M, [&](int64_t m, int) { step(m); });
     }
     for (int64_t m = 0; m < p_.M; ++m) finish(m);
@@ -51,6 +55,9 @@ class RingRun {
     return static_cast<T*>(b_.state) + ((m * f_.layers + layer) * p_.B + b) * p_.N;
   }
   T* input(int64_t b) const { return static_cast<T*>(b_.u) + b * f_.O; }
+  int64_t units() const { return p_.M * f_.layers * p_.N; }
+  int64_t width() const { return units() + (f_.sees_input ? f_.O : 0); }
+  double* features(int64_t b) const { return features_ + b * width(); }
   double* out(int64_t t, int64_t b) const {
     return Offsets<double>{b_.out_strides}.at(b_.out, 0, t, b);
   }
@@ -61,6 +68,16 @@ class RingRun {
       layer.load(b_.weights[l], m);
       for (int64_t i = 0; i < p_.B; ++i) rows(m, l)[i] = layer.make_row(i, state(m, l, i));
     }
+    see_states(m);
+  }
+
+  void see_states(int64_t m) const {
+    for (int64_t l = 0; l < f_.layers; ++l)
+      for (int64_t i = 0; i < p_.B; ++i)
+        to_features(rows(m, l)[i].state, p_.N, f_.square, features(i) + (m * f_.layers + l) * p_.N);
+  }
+  void see_input(int64_t i) const {
+    if (f_.sees_input) to_features(input(i), f_.O, false, features(i) + units());
   }
 
   void finish(int64_t m) const {
@@ -69,16 +86,11 @@ class RingRun {
         for (int64_t n = 0; n < p_.N; ++n) state(m, l, i)[n] = rows(m, l)[i].state[n];
   }
 
-  void read_out(int64_t t, int64_t i, int64_t first) const {
-    const int64_t chains = p_.M * f_.layers, units = chains * p_.N;
-    for (int64_t o = first; o < first + kOutputs && o < f_.O; ++o) {
-      const double* w = b_.w_out + o * (units + (f_.sees_input ? f_.O : 0));
-      double sum = b_.b_out ? b_.b_out[o] : 0;
-      for (int64_t c = 0; c < chains; ++c)
-        sum += readout_sum(w + c * p_.N, rows_[c * p_.B + i].state, p_.N, f_.square);
-      if (f_.sees_input) sum += readout_sum(w + units, input(i), f_.O, false);
-      out(t, i)[o] = sum;
-    }
+  void read_out(int64_t t, int64_t first) const {
+    for (int64_t o = first; o < first + kOutputs && o < f_.O; ++o)
+      for (int64_t i = 0; i < p_.B; ++i)
+        out(t, i)[o] =
+            (b_.b_out ? b_.b_out[o] : 0) + dot(b_.w_out + o * width(), features(i), width());
   }
 
   void step(int64_t m) const {
@@ -91,6 +103,7 @@ class RingRun {
     }
     for (int64_t l = 0; l < f_.layers; ++l)
       layers_[m * f_.layers + l].step(rows(m, l), active_, p_.B);
+    see_states(m);
   }
 
   const Forecast& f_;
@@ -100,6 +113,7 @@ class RingRun {
   Row<T>* rows_;      // [M,layers,B]
   int64_t* active_;   // [B]
   T* patches_;        // [M,B,I]
+  double* features_;  // [B,width]
 };
 
 template <class T>

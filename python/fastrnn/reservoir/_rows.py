@@ -74,7 +74,7 @@ class Rows(Moments):
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Return X^T c, (features, outputs), for c (n, outputs)."""
-        return torch.cat([part.T @ coefficients for _, part in self._slices()])
+        return torch.cat([coefficients.T @ part for _, part in self._slices()], 1).T
 
     def errors(self, weight: Tensor) -> Tensor:
         """Return the sum of squared errors of each target for W (outputs, features)."""
