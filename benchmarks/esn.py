@@ -256,7 +256,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 ROWS = {
     ("run", "sparse"): "reservoir alone, N 100 to 5,000, 1% and 10%",
-    ("run", "independent"): "the same, each unit drawn by itself, 10%, N 100 to 1,000",
+    ("run", "independent"): "the same, each unit drawn by itself, 10%",
     ("fit", "sparse"): "fit and predict, Cholesky, N 100 to 5,000, 1% and 10%",
     ("batch", "sparse"): f"{SERIES} series, N 100 to 1,000",
     ("population", "sparse"): f"{MEMBERS} reservoirs of N = 200, 10%",
@@ -306,6 +306,8 @@ def plot(outcome: dict[str, Any], path: Path) -> None:
 def load(paths: list[Path]) -> dict[str, Any]:
     parts = [json.loads(path.read_text()) for path in paths]
     merged: dict[str, Any] = parts[0]
+    if len(parts) > 1:
+        merged["machine"]["command"] += f", in {len(parts)} parts"
     merged["results"] = [result for part in parts for result in part["results"]]
     merged["time_of_others"] = max(part["time_of_others"] or 0 for part in parts)
     return merged
