@@ -41,7 +41,7 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
-core = _core  # for reservoir._engine, which has checks of its own
+core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
@@ -284,9 +284,8 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    # The engine leaves padding alone. As a tuple, sizes take half as long again.
-    padded = ragged is not None and ragged.rows is not None
-    y = x.new_zeros(y_shape) if padded else x.new_empty(*y_shape)
+    # As a tuple, sizes take half as long again.
+    y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
     h_n, c_n = final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
@@ -359,8 +358,9 @@ def backward(
         h0: see there.
         c0: see there.
         weights: see there.
-        dgates: where the gradients of the pre-activations go, (D, T*B or N, ``gradients`` of
-            ``cell_info``, H); ``None``: nowhere.
+        dgates: where the gradients of the pre-activations go, and behind them those of
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
+            nowhere.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -380,8 +380,6 @@ def backward(
         return tuple(None if t is None else t.zero_() for t in results)
 
     dx, dh0, dc0, *dweights = results
-    if dx is not None and ragged is not None and ragged.rows is not None:
-        dx.zero_()  # the engine leaves padding alone
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
