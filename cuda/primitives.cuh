@@ -59,14 +59,14 @@ FASTRNN_DEVICE void cp_async16(void* shared, const void* global, int bytes) {
                "l"(global), "r"(bytes)
                : "memory");
 #else
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (bytes == 16)
-    v = __ldcg(static_cast<const uint4*>(global));
-  else
-    for (int i = 0; i < bytes; ++i)
-      reinterpret_cast<unsigned char*>(&v)[i] =
-          __ldcg(static_cast<const unsigned char*>(global) + i);
-  *static_cast<uint4*>(shared) = v;
+  auto* to = static_cast<uint4*>(shared);
+  if (bytes == 16) {
+    *to = __ldcg(static_cast<const uint4*>(global));
+    return;
+  }
+  *to = make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < bytes; ++i)
+    static_cast<unsigned char*>(shared)[i] = __ldcg(static_cast<const unsigned char*>(global) + i);
 #endif
 }
 FASTRNN_DEVICE void cp_async_commit() {
