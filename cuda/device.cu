@@ -7,6 +7,12 @@
 
 namespace fastrnn::cuda {
 
+Versions versions() {
+  Versions found;
+  check_launch(query_versions(found), "no versions");
+  return found;
+}
+
 Device device_properties() {
   Device device;
   check_launch(query_device(device), "no device");

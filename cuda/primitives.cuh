@@ -200,6 +200,10 @@ int launch(void (*kernel)(Params), int grid_x, int grid_y, int grid_z, int threa
 inline int clear(void* memory, size_t bytes, void* stream) {
   return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
 }
+inline int query_versions(Versions& versions) {
+  const cudaError_t error = cudaDriverGetVersion(&versions.driver);
+  return error == cudaSuccess ? cudaRuntimeGetVersion(&versions.own) : error;
+}
 // All of a device but what is assumed.
 inline int query_device(Device& device) {
   int number = 0;
