@@ -115,7 +115,7 @@ neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qe
 define cuda-test
 	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_CUDA_EMULATOR=ON -DFASTRNN_WERROR=ON $(2)
 	cmake --build build/$(1) -j $(JOBS) --target tests/cuda_emulator/all
-	ctest --test-dir build/$(1) --output-on-failure
+	ctest --test-dir build/$(1) --output-on-failure -j $(JOBS)
 endef
 
 .PHONY: cuda-emulator cuda-tsan cuda-check gpu-check gpu-bench
@@ -153,7 +153,7 @@ lint: $(INSTALLED)  ## ruff, mypy, clang-format and clang-tidy, changing nothing
 	mypy
 	clang-format --dry-run -Werror $(CXX_FILES)
 	cmake -S . -B build/cpp -G Ninja -DFASTRNN_BUILD_TESTS=ON $(MODULE) >/dev/null
-	find csrc tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
+	find csrc cuda tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
 
 format: $(INSTALLED)  ## let ruff and clang-format rewrite the files
 	ruff check --fix

@@ -129,8 +129,13 @@ def time_sides(sides: dict[str, Any], clock: Clock) -> dict[str, list[float]]:
 
 def set_precision(dtype: str) -> None:
     """Let both sides use TF32, or neither."""
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9
+        precision = "tf32" if dtype == "tf32" else "ieee"
+        torch.backends.cudnn.rnn.fp32_precision = precision
+        torch.backends.cuda.matmul.fp32_precision = precision
+    else:
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
 def build(case: Case, device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:

@@ -90,10 +90,9 @@ def compute_sanitizer() -> str:
     return shutil.which("compute-sanitizer") or usual
 
 
-def steps(device: str, sanitizer: str) -> list[Step]:
+def steps(device: str, sanitizer: str, tests: list[Path]) -> list[Step]:
     """Return what is to be run."""
-    tests = [str(path) for path in sorted(TESTS.glob("test_cuda*.py"))]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)]
     small = [sys.executable, str(TESTS / "gpu_small.py"), "--device", device]
     environment = {"FASTRNN_TEST_DEVICE": device}
     listed = [Step("small cases", small, TOOL_SECONDS, environment)]
@@ -136,6 +135,9 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=ROOT / "gpu-check.md", metavar="FILE")
     parser.add_argument("--sanitizer", default=compute_sanitizer(), metavar="PROGRAM")
     parser.add_argument(
+        "--tests", type=Path, nargs="+", default=sorted(TESTS.glob("test_cuda*.py"))
+    )
+    parser.add_argument(
         "--architecture", action="store_true", help="print what to compile for, and stop"
     )
     options = parser.parse_args()
@@ -146,7 +148,7 @@ def main() -> int:
     if options.architecture:
         print(architecture(query_gpu("compute_cap")[0]))
         return 0
-    done = steps(options.device, options.sanitizer)
+    done = steps(options.device, options.sanitizer, options.tests)
     for step in done:
         step.run()
         print(f"{step.name}: {step.status}, {step.took:.0f} s", flush=True)
