@@ -68,7 +68,8 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     """Return what belongs beside every number."""
     known = {"torch": torch.__version__, "fastrnn": fastrnn.__version__}
     if options.device == "emulated":
-        return known | {"name": "emulated GPU", "major": 9, "minor": 0, "multiprocessors": 132}
+        h100 = {"major": 9, "minor": 0, "multiprocessors": 132, "cudnn": 91300}
+        return known | {"name": "emulated GPU"} | h100
     found = torch.cuda.get_device_properties(0)
     return known | {
         "name": found.name,
@@ -170,22 +171,21 @@ def differences(case: Case, sides: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def algorithms(case: Case, device: dict[str, Any]) -> dict[str, str]:
+def algorithms(case: Case, found: dict[str, Any], device: torch.device) -> dict[str, str]:
     """Return the kernels that fastrnn and torch choose, forward and backward."""
-    gpu = Gpu(*(device[key] for key in ("major", "minor", "multiprocessors")))
-    if "cudnn" in device:
-        gpu = Gpu(gpu.major, gpu.minor, gpu.multiprocessors, device["cudnn"])
+    gpu = Gpu(**{key: found[key] for key in ("major", "minor", "multiprocessors", "cudnn")})
     layer = Layer(case.cell, case.dtype, case.T, case.B, case.I, case.H)
     passes = (False, True) if case.mode == "training" else (False,)
     theirs = dict.fromkeys(algorithm(layer, gpu, backward) for backward in passes)
-    mine = dict.fromkeys(gpu_sides.kernel(case, backward) for backward in passes)
+    mine = dict.fromkeys(gpu_sides.kernel(case, backward, device) for backward in passes)
     return {OURS: " / ".join(mine), CUDNN: " / ".join(theirs)}
 
 
-def run_case(case: Case, device: dict[str, Any], clock: Clock | None) -> dict[str, Any]:
+def run_case(case: Case, gpu: dict[str, Any], clock: Clock | None) -> dict[str, Any]:
     """Check one case and, on a GPU, time it; return its entry in the JSON file."""
     set_precision(case.dtype)
-    sides, absent = build(case, clock.device if clock else torch.device("cpu"))
+    device = clock.device if clock else torch.device("cpu")
+    sides, absent = build(case, device)
     found = differences(case, sides)
     wrong = {n: d for n, d in found.items() if not d <= TOLERANCES[case.dtype]}  # NaN is wrong
     if OURS in wrong:
@@ -196,7 +196,7 @@ def run_case(case: Case, device: dict[str, Any], clock: Clock | None) -> dict[st
         absent[name] = f"wrong: differs by {difference:.1e}"
         del sides[name]
     samples = time_sides(sides, clock) if clock else {}
-    names = algorithms(case, device)
+    names = algorithms(case, gpu, device)
     entries = {
         name: {
             "median": median(samples[name]) if samples else None,

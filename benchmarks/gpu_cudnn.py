@@ -23,7 +23,7 @@ class Gpu:
     major: int
     minor: int
     multiprocessors: int
-    cudnn: int = 91300  # torch.backends.cudnn.version()
+    cudnn: int  # torch.backends.cudnn.version()
 
 
 @dataclass(frozen=True)

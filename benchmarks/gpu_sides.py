@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import fastrnn
+from fastrnn import _cuda_device
 from registry import GATES, Case, Data
 
 OURS = "fastrnn"
@@ -145,3 +149,29 @@ _PEERS = {"haste": ("haste_pytorch", haste), "flashrnn": ("flashrnn", flashrnn)}
 OPTIONAL: Builders = {
     name: build for name, (package, build) in _PEERS.items() if importlib.util.find_spec(package)
 }
+
+
+def kernel(case: Case, backward: bool, device: torch.device) -> str:
+    """Return which kernel fastrnn plans for a pass."""
+    module, tf32 = _cuda_device.module(), case.dtype == "tf32"
+    dtype = str(DTYPES[case.dtype]).removeprefix("torch.")
+    problem = module.Problem(
+        case.cell, dtype, "tanh", case.T, case.B, case.H, 0, 1, False, case.mode == "training"
+    )
+    plan = module.plan(problem, _cuda_device.properties(device), backward, tf32)
+    return plan.kernel
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[None]:
+    """Send tensors on the CPU to the emulated kernels."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import pytest
+
+    import _cuda_emulated
+
+    if _cuda_emulated.module() is None:
+        raise SystemExit(f"--device emulated: {_cuda_emulated.BUILD}")
+    with pytest.MonkeyPatch.context() as patch:
+        _cuda_emulated.install(patch)
+        yield

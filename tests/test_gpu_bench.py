@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+import _cuda_emulated
 from _support import ROOT, output_of, python
 
 BENCHMARKS = ROOT / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no benchmarks")
 sys.path.insert(0, str(BENCHMARKS))
 
-H100 = (9, 0, 132)
+CUDNN = 91300
+H100 = (9, 0, 132, CUDNN)
 STANDARD, SMALL, PERSISTENT = "standard", "small-H", "persistent static"
 
 
@@ -58,14 +60,14 @@ def test_algorithm_on_h100(call: dict[str, Any], forward: str, backward: str) ->
 
 
 def test_algorithm_on_other_gpus() -> None:
-    assert algorithm((7, 5, 40)) == STANDARD
-    assert algorithm((8, 6, 128)) == STANDARD
-    assert algorithm((8, 9, 128)) == PERSISTENT
-    assert algorithm((8, 0, 56)) == STANDARD  # fewer than 98 multiprocessors
-    assert algorithm((7, 0, 80)) == PERSISTENT
-    assert algorithm((7, 0, 80), B=80, T=60) == STANDARD
-    assert algorithm((7, 0, 80), T=8) == STANDARD
-    for gpu in ((9, 0, 132, 91002), (7, 5, 40, 91300)):
+    assert algorithm((7, 5, 40, CUDNN)) == STANDARD
+    assert algorithm((8, 6, 128, CUDNN)) == STANDARD
+    assert algorithm((8, 9, 128, CUDNN)) == PERSISTENT
+    assert algorithm((8, 0, 56, CUDNN)) == STANDARD  # fewer than 98 multiprocessors
+    assert algorithm((7, 0, 80, CUDNN)) == PERSISTENT
+    assert algorithm((7, 0, 80, CUDNN), B=80, T=60) == STANDARD
+    assert algorithm((7, 0, 80, CUDNN), T=8) == STANDARD
+    for gpu in ((9, 0, 132, 91002), (7, 5, 40, CUDNN)):
         assert algorithm(gpu, dtype="bfloat16").startswith("not cuDNN")
 
 
@@ -100,7 +102,8 @@ def test_emulated_run(tmp_path: Path) -> None:
     """The script works from end to end, compares with torch, and gives no times."""
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     pytest.importorskip("tqdm", reason="needs tqdm")
-    pytest.importorskip("fastrnn._cuda_emu", reason="needs the emulated module")
+    if _cuda_emulated.module() is None:
+        pytest.skip(_cuda_emulated.BUILD)
     file, picture = tmp_path / "gpu.json", tmp_path / "gpu.png"
     options = ["--device", "emulated", "--json", str(file), "--png", str(picture)]
     printed = output_of(python(BENCHMARKS / "gpu.py", *options))

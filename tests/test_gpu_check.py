@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import _cuda_emulated
 from _support import ROOT
 
 SCRIPT = ROOT / "tests" / "gpu_check.py"
@@ -72,6 +73,8 @@ if [ "$tool" = racecheck ]; then echo "========= Error: a race"; exit 9; fi
 
 def test_report(tmp_path: Path) -> None:
     """Every step's end is in the report, and one failure is the whole run's."""
+    if _cuda_emulated.module() is None:
+        pytest.skip(_cuda_emulated.BUILD)
     tests = tmp_path / "test_nothing.py"
     tests.write_text(
         "import os\ndef test(): assert os.environ['FASTRNN_TEST_DEVICE'] == 'emulated'\n"
@@ -87,7 +90,6 @@ def test_report(tmp_path: Path) -> None:
         for line in text.splitlines()
         if line.startswith("- ")
     }
-    pytest.importorskip("fastrnn._cuda_emu", reason="small cases need the emulated module")
     assert ends == {
         "small cases": "passed",
         "tests on the device": "passed",
