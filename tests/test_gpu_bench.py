@@ -71,6 +71,15 @@ def test_algorithm_on_other_gpus() -> None:
         assert algorithm(gpu, dtype="bfloat16").startswith("not cuDNN")
 
 
+def test_cases_are_what_they_are_asked_to_be() -> None:
+    registry = pytest.importorskip("registry")
+    for ragged in (False, True):
+        listed = registry.cases("all", ("lstm",), ("inference", "streaming"), "float32", ragged)
+        assert {case.source for case in listed} == {"everyday", "deepbench"}
+        assert not any(case.padded for case in listed)
+        assert {case.ragged for case in listed if case.mode == "inference"} == {ragged}
+
+
 def made_up(mode: str, dtype: str, times: dict[str, float]) -> dict[str, Any]:
     names = {"fastrnn": "persistent", "torch": STANDARD}
     sides = {
