@@ -33,12 +33,13 @@ def refused(call) -> str:
 
 
 if "--cuda" in sys.argv:
-    from fastrnn import _cuda
+    from fastrnn import _cuda, _cuda_device
 
     assert not shutil.which("nvcc"), "this must be tried without nvcc in the path"
     assert not torch.cuda.is_available(), "this must be tried without a GPU"
     assert _cuda.has_kernels, "the wheel has no CUDA kernels"
-    reason = refused(_cuda.device_properties)
-    assert "CUDA" in reason, reason
-    print(f"without a GPU the CUDA kernels say: {reason}")
+    assert "no device" in refused(_cuda.device_properties)
+    reason = refused(_cuda_device.engine)
+    assert "driver" in reason, reason
+    print(f"without a GPU a call says: {reason}")
 print(f"fastrnn {fastrnn.__version__} from {fastrnn.__file__}: smoke test passed")
