@@ -312,6 +312,16 @@ def gradients(
     return dy, dh_n, dc_n
 
 
+def allocated(
+    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Allocate a gradient for each tensor that is there and whose gradient is wanted."""
+    return tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip(tensors, wanted, strict=True)
+    )
+
+
 def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy if its memory does not hold its values in order.
 

@@ -168,11 +168,16 @@ def check(layer: Layer, training: bool) -> None:
 
 
 def forward(
-    call: Call, y: Tensor, h_n: Tensor | None, c_n: Tensor | None, reserve: Tensor | None
+    call: Call,
+    training: bool,
+    y: Tensor,
+    h_n: Tensor | None,
+    c_n: Tensor | None,
+    reserve: Tensor | None,
 ) -> None:
     """Run one layer over a batch of sequences, into outputs as ``_ops.forward`` returns them."""
     layer, x, dtype = call.layer, call.x, call.x.dtype
-    check(layer, reserve is not None)
+    check(layer, training)
     tf32 = _cuda_device.tf32(dtype, x.device)
     with _quietly(x.device) as stream:
         rows = _Rows(call)
@@ -190,7 +195,7 @@ def forward(
             h_n = x.new_empty(call.B, layer.output_size)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         _cuda_device.engine().forward(
-            _problem(layer, dtype, call.T, call.B, call.ragged is not None, reserve is not None),
+            _problem(layer, dtype, call.T, call.B, call.ragged is not None, training),
             plan,
             (wx[0].data_ptr(), wx[-1].data_ptr()),
             *_checks.rows(layer, "the input product", wx[0], layer.x_batch_first)[1][1:],

@@ -295,10 +295,9 @@ def forward(
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
     if _cuda_device.takes(x):
-        call = _cuda_ops.Call(
-            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
-        )
-        _cuda_ops.forward(call, y, h_n, c_n, reserve)
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
+        _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
     threads = torch.get_num_threads()
@@ -342,15 +341,6 @@ def forward(
     return y, h_n, c_n, reserve
 
 
-def _allocated(
-    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    return tuple(
-        t.new_empty(t.shape) if want and t is not None else None
-        for t, want in zip(tensors, wanted, strict=True)
-    )
-
-
 def backward(
     layer: Layer,
     ragged: Ragged | None,
@@ -386,21 +376,18 @@ def backward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    if fake:
-        return _allocated((x, h0, c0, *weights), wanted)
-    if B == 0:
-        none = _allocated((x, h0, c0, *weights), wanted)
-        return tuple(None if t is None else t.zero_() for t in none)
+    if fake or B == 0:
+        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     if _cuda_device.takes(x):
-        call = _cuda_ops.Call(
-            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
-        )
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
-    results = _allocated((x, h0, c0, *weights), wanted)
+    results = _checks.allocated((x, h0, c0, *weights), wanted)
     dx, dh0, dc0, *dweights = results
     if dx is not None and ragged is not None and ragged.rows is not None:
         dx.zero_()  # the engine leaves padding alone
