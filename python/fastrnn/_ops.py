@@ -42,7 +42,7 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
-core = _core  # for reservoir._engine, which has checks of its own
+core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
@@ -285,9 +285,8 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    # The engine leaves padding alone. As a tuple, sizes take half as long again.
-    padded = ragged is not None and ragged.rows is not None
-    y = x.new_zeros(y_shape) if padded else x.new_empty(*y_shape)
+    # As a tuple, sizes take half as long again.
+    y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
     h_n, c_n = final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
@@ -365,8 +364,9 @@ def backward(
         h0: see there.
         c0: see there.
         weights: see there.
-        dgates: where the gradients of the pre-activations go, (D, T*B or N, ``gradients`` of
-            ``cell_info``, H); ``None``: nowhere.
+        dgates: where the gradients of the pre-activations go, and behind them those of
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
+            nowhere.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
