@@ -197,11 +197,11 @@ struct PersistentForward {
     const Storage* rows[kTiles][2];
     for (int i = 0; i < 2 * kTiles; ++i)
       rows[i / 2][i % 2] = weights_of(d, u0, held_row<kTiles>() + i * 8 + thread_index() % 32 / 4);
-    FASTRNN_UNROLL
+    FASTRNN_ROLLED
     for (int i = 0; i < Held<F, kTiles>::kChunks; ++i) {
-      warp_barrier();  // keeps the loads of all chunks from being in registers at once
+      held.shift();
       for (int tile = 0; tile < kTiles; ++tile)
-        held.at[i][tile] = F::hold([&](int half, int k) {
+        held.last()[tile] = F::hold([&](int half, int k) {
           const int at = held_step<F>(i) + k;
           return rows[tile][half] && at < cell.O ? rows[tile][half][at] : Storage{};
         });
@@ -245,7 +245,7 @@ persistent_forward(const Task task) {
   auto* partial = static_cast<Value*>(static_cast<void*>(operand + task.shape.operand()));
   unsigned* flag = task.flags + (d * task.row_blocks + block_y()) * kFlagPitch;
 
-  Held<Format, kHeldTiles> held;
+  Held<Format, kHeldTiles> held = {};
   if constexpr (kHeldTiles > 0) task.hold(held, d, u0);
   load_rows(task.shape, weights, task.cell.O, [&](int row) { return task.weights_of(d, u0, row); });
   task.begin(d, u0, b0);

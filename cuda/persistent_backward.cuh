@@ -84,11 +84,11 @@ struct PersistentBackward {
   template <int kTiles>
   FASTRNN_DEVICE void hold(Held<F, kTiles>& held, int d, int r, int c) const {
     const int row = held_row<kTiles>() + thread_index() % 32 / 4;
-    FASTRNN_UNROLL
+    FASTRNN_ROLLED
     for (int i = 0; i < Held<F, kTiles>::kChunks; ++i) {
-      warp_barrier();  // keeps the loads of all chunks from being in registers at once
+      held.shift();
       for (int tile = 0; tile < kTiles; ++tile)
-        held.at[i][tile] = F::hold([&](int half, int k) {
+        held.last()[tile] = F::hold([&](int half, int k) {
           const int output = row + tile * 16 + half * 8, u = r * shape.outputs() + output;
           const Storage* from = weights_of(d, c, held_step<F>(i) + k);
           return from && output < shape.outputs() && u < cell.H ? from[u] : Storage{};
@@ -161,7 +161,7 @@ persistent_backward(const Task task) {
   Storage* operand = weights + task.shape.weights();
   auto* partial = static_cast<Value*>(static_cast<void*>(operand + task.shape.operand()));
 
-  Held<Format, kHeldTiles> held;
+  Held<Format, kHeldTiles> held = {};
   if constexpr (kHeldTiles > 0) task.hold(held, d, r, c);
   task.load_weights(weights, d, r, c);
   const int start = time.reversed(d) ? time.T - 1 : time.last(b0);

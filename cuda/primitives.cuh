@@ -24,6 +24,7 @@
 #define FASTRNN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define FASTRNN_DEVICE __device__ __forceinline__
 #define FASTRNN_UNROLL _Pragma("unroll")
+#define FASTRNN_ROLLED _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 

@@ -61,6 +61,15 @@ template <class F, int kTiles>
 struct Held {
   static constexpr int kChunks = held_chunks(kTiles);
   typename F::Rows at[kChunks][kTiles];
+
+  // Chunks come in one after the other at the end, in a loop that is not unrolled: unrolled, ptxas
+  // would begin with the addresses of all, and spill them.
+  FASTRNN_DEVICE void shift() {
+    FASTRNN_UNROLL
+    for (int i = 0; i + 1 < kChunks; ++i)
+      for (int tile = 0; tile < kTiles; ++tile) at[i][tile] = at[i + 1][tile];
+  }
+  FASTRNN_DEVICE typename F::Rows (&last()) [kTiles] { return at[kChunks - 1]; }
 };
 template <class F>
 struct Held<F, 0> {};

@@ -10,6 +10,7 @@
 #define FASTRNN_KERNEL(...) inline void
 #define FASTRNN_DEVICE inline
 #define FASTRNN_UNROLL
+#define FASTRNN_ROLLED
 
 namespace fastrnn::cuda {
 
