@@ -127,6 +127,12 @@ struct Sizes {
   int64_t saved = 0;     // values of the reserve for each row and unit
 };
 
+// What CUDA the driver is for (0: there is no driver) and which one this build came with, as
+// 1000 * major + 10 * minor.
+struct Versions {
+  int driver = 0, own = 0;
+};
+Versions versions();
 // Of the current device. Throws std::runtime_error when there is none.
 Device device_properties();
 // "T4", "A100", "H100", ...: properties from data sheets, for planning without the device.

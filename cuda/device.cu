@@ -58,6 +58,12 @@ void stream_get_state(const Problem& p, const Plan& plan, const void* base, void
     check_launch(copy(c, state.c, static_cast<size_t>(state.c_bytes), stream), "get state");
 }
 
+Versions versions() {
+  Versions found;
+  check_launch(query_versions(found), "no versions");
+  return found;
+}
+
 Device device_properties() {
   Device device;
   check_launch(query_device(device), "no device");

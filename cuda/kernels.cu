@@ -55,12 +55,23 @@ int64_t register_bytes(const Problem& p, const Plan& plan) {
                        : forward_shape<C, F>(p, plan).register_bytes();
 }
 
+// Without a compiler for CUDA there are no kernels to run, but plans can be made all the same.
+#ifdef FASTRNN_PLANS_ONLY
+#define FASTRNN_RUN(...) nullptr
+#else
+#define FASTRNN_RUN(...) __VA_ARGS__
+#endif
+
 template <class F>
 const Functions& table(Cell cell) {
-#define FASTRNN_ROW(type, enumerator, name)                                                     \
-  static const Functions k##type = {                                                            \
-      run_forward<type, F>,  run_backward<type, F>, stream_run<type, F>,    workspace<type, F>, \
-      shared_bytes<type, F>, weight_bytes<type, F>, register_bytes<type, F>};                   \
+#define FASTRNN_ROW(type, enumerator, name)                             \
+  static const Functions k##type = {FASTRNN_RUN(run_forward<type, F>),  \
+                                    FASTRNN_RUN(run_backward<type, F>), \
+                                    FASTRNN_RUN(stream_run<type, F>),   \
+                                    workspace<type, F>,                 \
+                                    shared_bytes<type, F>,              \
+                                    weight_bytes<type, F>,              \
+                                    register_bytes<type, F>};           \
   if (cell == enumerator) return k##type;
   FASTRNN_CELLS(FASTRNN_ROW)
 #undef FASTRNN_ROW

@@ -70,14 +70,14 @@ FASTRNN_DEVICE void cp_async16(void* shared, const void* global, int bytes) {
                "l"(global), "r"(bytes)
                : "memory");
 #else
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (bytes == 16)
-    v = __ldcg(static_cast<const uint4*>(global));
-  else
-    for (int i = 0; i < bytes; ++i)
-      reinterpret_cast<unsigned char*>(&v)[i] =
-          __ldcg(static_cast<const unsigned char*>(global) + i);
-  *static_cast<uint4*>(shared) = v;
+  auto* to = static_cast<uint4*>(shared);
+  if (bytes == 16) {
+    *to = __ldcg(static_cast<const uint4*>(global));
+    return;
+  }
+  *to = make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < bytes; ++i)
+    static_cast<unsigned char*>(shared)[i] = __ldcg(static_cast<const unsigned char*>(global) + i);
 #endif
 }
 FASTRNN_DEVICE void cp_async_commit() {
@@ -214,6 +214,10 @@ inline int clear(void* memory, size_t bytes, void* stream) {
 inline int copy(void* to, const void* from, size_t bytes, void* stream) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
                          static_cast<cudaStream_t>(stream));
+}
+inline int query_versions(Versions& versions) {
+  const cudaError_t error = cudaDriverGetVersion(&versions.driver);
+  return error == cudaSuccess ? cudaRuntimeGetVersion(&versions.own) : error;
 }
 // All of a device but what is assumed.
 inline int query_device(Device& device) {

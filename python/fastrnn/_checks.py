@@ -47,7 +47,7 @@ def is_fake(owner: str, name: str, tensor: Tensor) -> bool:
         if not isinstance(tensor, FakeTensor):
             raise _errors.subclass(owner, name, tensor)
         fake = True
-    if tensor.device.type not in ("cpu", "meta"):
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise _errors.unsupported_device(owner, name, tensor)
     return fake
 
@@ -84,7 +84,7 @@ def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, in
         TypeError: if it is no tensor, or one that wraps another.
         RuntimeError: if its device, layout or shape are wrong, or T is 0.
     """
-    if type(x) in PLAIN and x.is_cpu:
+    if type(x) in PLAIN and (x.is_cpu or x.is_cuda):
         fake = False
     elif isinstance(x, Tensor):
         fake = is_fake(layer.owner, "input", x)

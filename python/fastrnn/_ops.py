@@ -1,7 +1,8 @@
-"""The one gate to the compiled module: checks, allocation, and nothing else.
+"""The one gate to the compiled modules: checks, allocation, and the choice of an engine.
 
 Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
-dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``.
+dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``. What has been
+checked goes to ``_cuda_ops`` if it is on a GPU (``_cuda_device.takes``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import _checks, _errors
+from . import _checks, _cuda_device, _cuda_ops, _errors
 from ._problem import Layer, Ragged
 
 try:
@@ -293,6 +294,12 @@ def forward(
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
+    if _cuda_device.takes(x):
+        call = _cuda_ops.Call(
+            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
+        )
+        _cuda_ops.forward(call, y, h_n, c_n, reserve)
+        return y, h_n, c_n, reserve
 
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
@@ -335,6 +342,15 @@ def forward(
     return y, h_n, c_n, reserve
 
 
+def _allocated(
+    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip(tensors, wanted, strict=True)
+    )
+
+
 def backward(
     layer: Layer,
     ragged: Ragged | None,
@@ -370,21 +386,24 @@ def backward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    results = tuple(
-        t.new_empty(t.shape) if want and t is not None else None
-        for t, want in zip((x, h0, c0, *weights), wanted, strict=True)
-    )
     if fake:
-        return results
+        return _allocated((x, h0, c0, *weights), wanted)
     if B == 0:
-        return tuple(None if t is None else t.zero_() for t in results)
-
-    dx, dh0, dc0, *dweights = results
-    if dx is not None and ragged is not None and ragged.rows is not None:
-        dx.zero_()  # the engine leaves padding alone
+        none = _allocated((x, h0, c0, *weights), wanted)
+        return tuple(None if t is None else t.zero_() for t in none)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
+    if _cuda_device.takes(x):
+        call = _cuda_ops.Call(
+            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
+        )
+        return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
+
+    results = _allocated((x, h0, c0, *weights), wanted)
+    dx, dh0, dc0, *dweights = results
+    if dx is not None and ragged is not None and ragged.rows is not None:
+        dx.zero_()  # the engine leaves padding alone
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
