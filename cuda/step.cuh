@@ -90,7 +90,7 @@ struct StepTile : Tile<typename Task::Format, Task::kTiles> {
 };
 
 template <class Task>
-FASTRNN_KERNEL(kMostRows * 8)
+FASTRNN_KERNEL(kMostRows * 8, 2)
 step_kernel(const Task task) {
   using T = StepTile<Task>;
   using Storage = typename T::Storage;

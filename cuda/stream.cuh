@@ -208,7 +208,7 @@ struct StreamBlock {
 };
 
 template <class Task>
-FASTRNN_KERNEL(kMostRows * 8)
+FASTRNN_KERNEL(kMostRows * 8, 2)
 stream_kernel(const Task task) {
   StreamBlock<Task> block = {task, dynamic_shared()};
   block.begin();
