@@ -6,6 +6,7 @@
 
 #include <array>
 #include <string>
+#include <vector>
 
 #include "api.h"
 #include "cells/list.h"
@@ -48,7 +49,8 @@ fr::Problem make_problem(const std::string& cell, const std::string& dtype,
 }
 
 const char* kernel_name(gpu::Kernel kernel) {
-  return kernel == gpu::Kernel::kStep ? "step" : "persistent";
+  constexpr const char* kNames[] = {"step", "persistent", "stream"};
+  return kNames[static_cast<int>(kernel)];
 }
 
 gpu::Plan make_plan(const fr::Problem& problem, const gpu::Device& device, bool backward, bool tf32,
@@ -117,6 +119,56 @@ void backward(const fr::Problem& problem, const gpu::Plan& plan, Pointer offsets
   gpu::backward(problem, plan, b, at(stream));
 }
 
+// Steps through a stack of layers. Weights and state stay the caller's.
+class Stream {
+ public:
+  Stream(const fr::Problem& problem, int64_t inputs, int layers, const gpu::Device& device,
+         bool tf32)
+      : problem_(problem), weights_(static_cast<size_t>(layers > 0 ? layers : 0)) {
+    problem_.I = inputs;
+    plan_ = gpu::stream_plan(problem_, layers, device, tf32);
+  }
+  const gpu::Plan& plan() const { return plan_; }
+  size_t bytes() const { return gpu::stream_bytes(problem_, plan_); }
+
+  void load(const std::vector<std::array<Pointer, 5>>& weights) {
+    FASTRNN_CHECK(weights.size() == weights_.size(), "weights must be those of every layer");
+    for (size_t l = 0; l < weights.size(); ++l) {
+      fr::Weights& to = weights_[l];
+      to.w_ih = at(weights[l][0]), to.w_hh = at(weights[l][1]), to.b_ih = at(weights[l][2]);
+      to.b_hh = at(weights[l][3]), to.w_hr = at(weights[l][4]);
+    }
+  }
+  void step(Pointer x, int64_t x_row, Pointer y, int64_t y_row, Pointer state,
+            Pointer stream) const {
+    gpu::stream_step(problem_, plan_, {weights_.data(), at(x), x_row, at(y), y_row, at(state)},
+                     at(stream));
+  }
+  void set_state(Pointer state, Pointer h, Pointer c, Pointer stream) const {
+    gpu::stream_set_state(problem_, plan_, at(state), at(h), at(c), at(stream));
+  }
+  void get_state(Pointer state, Pointer h, Pointer c, Pointer stream) const {
+    gpu::stream_get_state(problem_, plan_, at(state), at(h), at(c), at(stream));
+  }
+
+ private:
+  fr::Problem problem_;
+  gpu::Plan plan_;
+  std::vector<fr::Weights> weights_;
+};
+
+void add_stream(py::module_& m) {
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  py::class_<Stream>(m, "Stream", py::module_local())
+      .def(py::init<const fr::Problem&, int64_t, int, const gpu::Device&, bool>())
+      .def_property_readonly("plan", &Stream::plan)
+      .def_property_readonly("bytes", &Stream::bytes)
+      .def("load", &Stream::load)
+      .def("step", &Stream::step, Unlocked())
+      .def("set_state", &Stream::set_state, Unlocked())
+      .def("get_state", &Stream::get_state, Unlocked());
+}
+
 void add_kernels(py::module_& m) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("versions", [] {
@@ -126,6 +178,7 @@ void add_kernels(py::module_& m) {
   m.def("device_properties", &gpu::device_properties, Unlocked());
   m.def("forward", &forward, Unlocked());
   m.def("backward", &backward, Unlocked());
+  add_stream(m);
 }
 
 constexpr bool kHasKernels = true;
@@ -161,12 +214,14 @@ void add_plan(py::module_& m) {
       .def_readonly("rows", &Plan::rows)
       .def_readonly("unit_blocks", &Plan::unit_blocks)
       .def_readonly("row_blocks", &Plan::row_blocks)
+      .def_readonly("layers", &Plan::layers)
       .def_readonly("splits", &Plan::splits)
       .def_readonly("threads", &Plan::threads)
       .def_readonly("blocks", &Plan::blocks)
       .def_readonly("blocks_per_multiprocessor", &Plan::blocks_per_multiprocessor)
       .def_readonly("shared_bytes", &Plan::shared_bytes)
       .def_readonly("weight_bytes", &Plan::weight_bytes)
+      .def_readonly("register_bytes", &Plan::register_bytes)
       .def_readonly("broadcast_bytes", &Plan::broadcast_bytes)
       .def_readonly("product_us", &Plan::product_us)
       .def_readonly("broadcast_us", &Plan::broadcast_us)

@@ -1,6 +1,6 @@
 """Read the machine code of the CUDA kernels, every architecture, as it lies in a wheel or module.
 
-Fails on a spill of note, any spill or slow-path division among the products of the inner loop, more
+Fails on a spill, a slow-path division among the products of the inner loop, more
 registers than let a block run or more shared memory than plans set aside, a tensor-core instruction
 that is missing where a format promises one, weights that are not copied asynchronously, and an
 architecture that lacks a kernel. `make cuda-check` runs it on the wheel; nvcc's warnings already
@@ -37,10 +37,7 @@ TURING_PRODUCTS = {"float16": "HMMA.1688.F32"}
 AMPERE_ONLY = {"tf32", "bfloat16"}
 REGISTERS = 65536  # of a multiprocessor
 STATIC_SHARED = 1024  # bytes of a block, what plans set aside
-# Bytes that a thread may store and load again: ptxas puts a few numbers aside in some float16 and
-# float64 kernels. More is a fault.
-SPILLED_STORES, SPILLED_LOADS = 36, 80
-SPILLED_INSIDE = 16  # of the inner loop, both together
+COPIES = "copy_state"  # in the name of the kernel that only copies bytes
 FEWEST_PRODUCTS = 2  # of the inner loop
 
 
@@ -155,12 +152,14 @@ def spilled(instructions: list[str], operation: str) -> int:
 
 def check_kernel(kernel: Kernel) -> Iterator[str]:
     """Yield what is wrong with a kernel's instructions."""
+    if COPIES in kernel.name:
+        return
     if kernel.format == "unknown":
         yield "is of no known format"
         return
     every = [instruction for _, instruction in kernel.code]
     stores, loads = spilled(every, "STL"), spilled(every, "LDL")
-    if stores > SPILLED_STORES or loads > SPILLED_LOADS:
+    if stores or loads:
         yield f"spills {stores} bytes and loads {loads}"
     if kernel.architecture != TURING and not any(i.startswith("LDGSTS") for i in every):
         yield "has no asynchronous copy"
@@ -170,9 +169,6 @@ def check_kernel(kernel: Kernel) -> Iterator[str]:
         yield f"has {products} {kernel.product} in its inner loop"
     if any(calls(kernel, instruction) for instruction in inner):
         yield "has a division's slow path in its inner loop"
-    moved = spilled(inner, "STL") + spilled(inner, "LDL")
-    if moved > SPILLED_INSIDE:
-        yield f"spills {moved} bytes in its inner loop"
 
 
 def check_resources(usage: str, limits: str) -> Iterator[str]:

@@ -45,12 +45,14 @@ class Plan:
     rows: int
     unit_blocks: int
     row_blocks: int
+    layers: int
     splits: int
     threads: int
     blocks: int
     blocks_per_multiprocessor: int
     shared_bytes: int
     weight_bytes: int
+    register_bytes: int
     broadcast_bytes: int
     product_us: float
     broadcast_us: float
@@ -125,3 +127,17 @@ def backward(
     stream: int,
     /,
 ) -> None: ...
+
+class Stream:
+    """Steps through a stack of layers, whose weights and state are the caller's."""
+
+    plan: Plan
+    bytes: int
+
+    def __init__(
+        self, problem: Problem, inputs: int, layers: int, device: Device, tf32: bool, /
+    ) -> None: ...
+    def load(self, weights: list[tuple[int, int, int, int, int]], /) -> None: ...
+    def step(self, x: int, x_row: int, y: int, y_row: int, state: int, stream: int, /) -> None: ...
+    def set_state(self, state: int, h: int, c: int, stream: int, /) -> None: ...
+    def get_state(self, state: int, h: int, c: int, stream: int, /) -> None: ...

@@ -187,7 +187,9 @@ def forward(
             # One for each direction, laid out as x is.
             wx = [
                 linear(x, w_ih, b_ih)  # type: ignore[arg-type]
-                for w_ih, b_ih in zip(call.weights[::WEIGHTS], call.weights[2::WEIGHTS], strict=True)
+                for w_ih, b_ih in zip(
+                    call.weights[::WEIGHTS], call.weights[2::WEIGHTS], strict=True
+                )
             ]
         padded = rows.places is not None
         out = y.new_empty(call.N, layer.width) if padded else y
@@ -234,9 +236,7 @@ def backward(
             else None
             for t, want in zip(call.states, wanted[1:3], strict=True)
         )
-        own, dprojected = _recur(
-            call, rows, (y, outputs[1]), gradients, (dh0, dc0), tf32, stream
-        )
+        own, dprojected = _recur(call, rows, (y, outputs[1]), gradients, (dh0, dc0), tf32, stream)
         if dgates is not None:
             dgates.copy_(own)
         with _cuda_device.products(x.dtype, tf32):
@@ -260,7 +260,9 @@ def _recur(
     """
     layer, x, N = call.layer, call.x, call.N
     (y, reserve), (dy, dh_n, dc_n) = outputs, gradients
-    dgates = x.new_empty(layer.directions, N, _layout(layer.spec.name)["gradients"], layer.hidden_size)
+    dgates = x.new_empty(
+        layer.directions, N, _layout(layer.spec.name)["gradients"], layer.hidden_size
+    )
     dprojected = x.new_empty(layer.directions, N, layer.proj_size)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = (0, 0, 0)
@@ -406,3 +408,63 @@ def _rows_before(offsets: Tensor, N: int, B: int, reverse: bool) -> Tensor:
     after = offsets[t + 1]
     alive = offsets[(t + 2).clamp_max(offsets.shape[0] - 1)] - after
     return torch.where(b < alive, B + after + b, b)
+
+
+class Stream:
+    """The engine's side of a stream, with the methods of the CPU engine's.
+
+    A step is one launch with the same arguments each time, so it can be captured into a CUDA graph.
+
+    Args:
+        layers: the stack.
+        dtype: of weights, inputs and outputs.
+        batch: number of sequences.
+        device: the GPU.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], dtype: torch.dtype, batch: int, device: torch.device
+    ) -> None:
+        check(layers[0], False)
+        first, self._device = layers[0], device
+        self._engine: _cuda.Stream = _cuda_device.engine().Stream(
+            _problem(first, dtype, 1, batch, False, False),
+            first.input_size,
+            len(layers),
+            _cuda_device.properties(device),
+            _cuda_device.tf32(dtype, device),
+        )
+        self._weights: list[Tensor | None] = []
+        self._state = torch.empty(self._engine.bytes, dtype=torch.uint8, device=device)
+        self.set_state(0, 0)
+
+    def load(self, weights: Sequence[Tensor | None]) -> None:
+        """Copy five weights of each layer, every time to the same place: graphs stay valid."""
+        with torch.no_grad():
+            if self._weights:
+                for mine, weight in zip(self._weights, weights, strict=True):
+                    if mine is not None and weight is not None:
+                        mine.copy_(weight)
+                return
+            self._weights = [
+                None if w is None else w.detach().clone(memory_format=torch.contiguous_format)
+                for w in weights
+            ]
+        found = [_pointer(w) for w in self._weights]
+        rows = [found[i : i + WEIGHTS] for i in range(0, len(found), WEIGHTS)]
+        self._engine.load([(w[0], w[1], w[2], w[3], w[4]) for w in rows])
+
+    def step(self, x: int, x_row: int, y: int, y_row: int) -> None:
+        """Do one time step, from x, (B, I), to y, (B, O)."""
+        with _cuda_device.current(self._device) as stream:
+            self._engine.step(x, x_row, y, y_row, self._state.data_ptr(), stream)
+
+    def set_state(self, h: int, c: int) -> None:
+        """Replace the state; 0: zeros."""
+        with _cuda_device.current(self._device) as stream:
+            self._engine.set_state(self._state.data_ptr(), h, c, stream)
+
+    def get_state(self, h: int, c: int) -> None:
+        """Copy the state."""
+        with _cuda_device.current(self._device) as stream:
+            self._engine.get_state(self._state.data_ptr(), h, c, stream)

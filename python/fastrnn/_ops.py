@@ -50,6 +50,7 @@ _NO_TABLE = (0, 0, 0)
 class _StreamLike(Protocol):
     batch_size: int
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def cell_dtype(self) -> torch.dtype: ...
@@ -426,7 +427,14 @@ def backward(
     return results
 
 
-def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _core.Stream:
+def stream_device(weight: Tensor) -> torch.device:
+    """Return the device of a stream: the weights', or the CPU if no engine runs there."""
+    return weight.device if _cuda_device.takes(weight) else _CPU
+
+
+def open_stream(
+    layers: Sequence[Layer], dtype: torch.dtype, batch: int, like: Tensor
+) -> _core.Stream | _cuda_ops.Stream:
     """Make the engine's side of a stream; its weights are loaded by ``load_stream``.
 
     Raises:
@@ -434,29 +442,34 @@ def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _cor
     """
     if dtype not in _checks.DTYPES:
         raise _errors.unsupported_dtype(layers[0].owner, dtype)
+    if _cuda_device.takes(like):
+        return _cuda_ops.Stream(layers, dtype, batch, like.device)
     plan = _plan(layers[0], dtype, 1, batch, False, False, 0, 1, _core.isa())
     return _core.Stream(plan.problem, len(layers))
 
 
 def load_stream(
-    engine: _core.Stream,
+    engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     weights: Sequence[Sequence[Tensor | None]],
-    dtype: torch.dtype,
+    stream: _StreamLike,
 ) -> None:
-    """Pack the weights of all layers into a stream.
+    """Copy the weights of all layers into a stream.
 
     Raises:
         RuntimeError, ValueError, TypeError: as ``forward`` does for weights.
     """
-    like = torch.empty(0, dtype=dtype, device=_CPU)
+    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
     checked = [
         _checks.quantized_weights(layer, like, own)
         if layer.quantized
         else _checks.weights(layer, like, own, False)
         for layer, own in zip(layers, weights, strict=True)
     ]
-    engine.load([address for addresses, _copies in checked for address in addresses])
+    if isinstance(engine, _cuda_ops.Stream):
+        engine.load([weight for own in weights for weight in own])
+    else:
+        engine.load([address for addresses, _copies in checked for address in addresses])
 
 
 def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
@@ -465,7 +478,7 @@ def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
     Raises:
         RuntimeError, TypeError: if shape, dtype, device or type are wrong.
     """
-    like = torch.empty(0, dtype=stream.dtype, device=_CPU)
+    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
     _checks.check_like(layer, "input", x, like, False)
     if x.shape != (stream.batch_size, layer.input_size):
         expected = (stream.batch_size, layer.input_size)
@@ -476,7 +489,7 @@ def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
 
 
 def set_stream_state(
-    engine: _core.Stream,
+    engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     states: tuple[Tensor, Tensor | None],
     stream: _StreamLike,
@@ -493,7 +506,7 @@ def set_stream_state(
     kept = []
     for name, value, dtype in (("h0", h, stream.dtype), ("c0", c, stream.cell_dtype)):
         if value is not None:
-            like = torch.empty(0, dtype=dtype, device=_CPU)
+            like = torch.empty(0, dtype=dtype, device=stream.device)
             _checks.check_like(layer, name, value, like, False)
             _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
             kept.append(_checks.copy_if_needed(layer, name, value))
