@@ -20,8 +20,11 @@
 #else
 #include <cuda_runtime.h>
 
-#define FASTRNN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads of a block and, where given, blocks on a multiprocessor, which bound the registers.
+#define FASTRNN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define FASTRNN_DEVICE __device__ __forceinline__
+#define FASTRNN_UNROLL _Pragma("unroll")
+#define FASTRNN_ROLLED _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 
@@ -49,6 +52,14 @@ FASTRNN_DEVICE unsigned load_acquire(const unsigned* p) {
 }
 FASTRNN_DEVICE void add_release(unsigned* p, unsigned n) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
+}
+FASTRNN_DEVICE unsigned long long load_acquire(const unsigned long long* p) {
+  unsigned long long v;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+FASTRNN_DEVICE void add_release(unsigned long long* p, unsigned long long n) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(p), "l"(n) : "memory");
 }
 
 // 16 bytes from global to shared memory past the registers and L1; only the first `bytes` are read,
@@ -199,6 +210,10 @@ int launch(void (*kernel)(Params), int grid_x, int grid_y, int grid_z, int threa
 }
 inline int clear(void* memory, size_t bytes, void* stream) {
   return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+inline int copy(void* to, const void* from, size_t bytes, void* stream) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
+                         static_cast<cudaStream_t>(stream));
 }
 inline int query_versions(Versions& versions) {
   const cudaError_t error = cudaDriverGetVersion(&versions.driver);
