@@ -57,11 +57,7 @@ def install(patch: pytest.MonkeyPatch, tf32: bool = False) -> None:
 
 def set_tf32(patch: pytest.MonkeyPatch, tf32: bool) -> None:
     """Let layers multiply float32 numbers as TF32's, or not."""
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
-    if hasattr(rnn, "fp32_precision"):
-        patch.setattr(rnn, "fp32_precision", "tf32" if tf32 else "ieee")
-    else:
-        patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
 
 
 def use_kernel(patch: pytest.MonkeyPatch, kernel: str) -> None:

@@ -108,6 +108,8 @@ def describe(
 
 
 def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> npt.NDArray[np.bool_]:
+    if isinstance(mask, Tensor) and mask.is_cuda:
+        mask = mask.cpu()
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or not mask.is_cpu:
         got = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
         raise _errors.segments(
@@ -124,6 +126,7 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
     if lengths is None:
         return np.full(B, T, dtype=np.int64)
     if isinstance(lengths, Tensor):
+        lengths = lengths.cpu() if lengths.is_cuda else lengths
         right = lengths.dtype in (torch.int64, torch.int32) and lengths.is_cpu
         got: object = f"{lengths.dtype} on {lengths.device}"
         given = lengths.detach().numpy() if right else np.empty(0)

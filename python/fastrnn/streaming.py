@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _checks, _errors, _ops
 
 if TYPE_CHECKING:
     from ._base import Hidden, RNNBase
@@ -47,6 +47,8 @@ class Stream:
         stack = module._stack()
         weight = module._weights()[0][0]
         assert weight is not None
+        if weight.is_cuda:
+            raise _errors.cpu_only(module._owner, "stream()", "move the module with .to('cpu')")
         self.dtype = torch.float32 if stack.time_major[0].quantized else weight.dtype
         self._layers = stack.time_major
         self._engine = _ops.open_stream(self._layers, self.dtype, batch_size)
