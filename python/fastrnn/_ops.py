@@ -390,8 +390,6 @@ def backward(
 
     results = _checks.allocated((x, h0, c0, *weights), wanted)
     dx, dh0, dc0, *dweights = results
-    if dx is not None and ragged is not None and ragged.rows is not None:
-        dx.zero_()  # the engine leaves padding alone
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
@@ -470,22 +468,6 @@ def load_stream(
         engine.load([weight for own in weights for weight in own])
     else:
         engine.load([address for addresses, _copies in checked for address in addresses])
-
-
-def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
-    """Return a plain, contiguous input for one step of a stream.
-
-    Raises:
-        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
-    """
-    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
-    _checks.check_like(layer, "input", x, like, False)
-    if x.shape != (stream.batch_size, layer.input_size):
-        expected = (stream.batch_size, layer.input_size)
-        raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
-    x = _checks.copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
-    _checks.address(layer, "input", x)
-    return x
 
 
 def set_stream_state(

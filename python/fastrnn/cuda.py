@@ -32,6 +32,7 @@ class Pass:
         occupancy: the part of the GPU's threads that one launch keeps busy, 0 to 1.
         shared_bytes: shared memory of a block, in bytes.
         weight_bytes: of these, weights that stay there for the whole sequence.
+        register_bytes: weights that stay in a block's registers for the whole sequence, in bytes.
         broadcast_bytes: what all blocks together read through the L2 cache in a step, in bytes.
         product_us: model: multiplying, microseconds of a step.
         broadcast_us: model: reading through L2, microseconds of a step.
@@ -49,6 +50,7 @@ class Pass:
     occupancy: float
     shared_bytes: int
     weight_bytes: int
+    register_bytes: int
     broadcast_bytes: int
     product_us: float
     broadcast_us: float
@@ -61,8 +63,8 @@ class Pass:
             f"{self.kernel} kernel, {self.blocks} blocks of {self.threads} threads: each "
             f"{self.units} units x {self.rows} sequences{split}\n"
             f"    occupancy {self.occupancy:.0%}; shared memory {_kib(self.shared_bytes)} a block, "
-            f"{_kib(self.weight_bytes)} of it weights that stay; "
-            f"{_kib(self.broadcast_bytes)} read through L2 a step\n"
+            f"{_kib(self.weight_bytes)} of it weights that stay, and {_kib(self.register_bytes)} "
+            f"of weights in registers; {_kib(self.broadcast_bytes)} read through L2 a step\n"
             f"    model, not measured: {self.step_us:.2f} us a step (products "
             f"{self.product_us:.2f}, L2 {self.broadcast_us:.2f}, waiting {self.wait_us:.2f})"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _checks, _errors, _ops
+from . import _checks, _ops
 
 if TYPE_CHECKING:
     from ._base import Hidden, RNNBase
@@ -49,8 +49,6 @@ class Stream:
         stack = module._stack()
         weight = module._weights()[0][0]
         assert weight is not None
-        if weight.is_cuda:
-            raise _errors.cpu_only(module._owner, "stream()", "move the module with .to('cpu')")
         self.dtype = torch.float32 if stack.time_major[0].quantized else weight.dtype
         self._layers = stack.time_major
         self.device = _ops.stream_device(weight)
@@ -91,9 +89,10 @@ class Stream:
         return y
 
     def _step_checked(self, x: Tensor) -> Tensor:
+        like = torch.empty(self._input_shape, dtype=self.dtype, device=self.device)
         if x.dim() == 1 and self.batch_size == 1:
-            return self.step(_ops.stream_input(self._layers[0], x[None], self)).squeeze(0)
-        return self.step(_ops.stream_input(self._layers[0], x, self))
+            return self.step(_checks.stream_input(self._layers[0], x[None], like)).squeeze(0)
+        return self.step(_checks.stream_input(self._layers[0], x, like))
 
     @property
     def cell_dtype(self) -> torch.dtype:
