@@ -99,7 +99,7 @@ asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
 # its symbols in several libraries, are not ours to report.
 asan-python: $(INSTALLED) asan  ## the core of the Python tests under AddressSanitizer and UBSan
 	rm -rf build/asan/python && mkdir -p build/asan/python
-	cp -r python/fastrnn build/asan/python/ && cp build/asan/_core*.so build/asan/python/fastrnn/
+	cp -r python/fastrnn build/asan/python/ && cp build/asan/_c*.so build/asan/python/fastrnn/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 PYTHONPATH=$(CURDIR)/build/asan/python \
 	  python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS)

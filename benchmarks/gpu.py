@@ -26,7 +26,7 @@ import fastrnn
 import gpu_sides
 from gpu_cudnn import Gpu, Layer, algorithm
 from gpu_report import CUDNN, OURS, PRODUCT, header, plot, row, summary
-from registry import CELLS, Case, cases, make_data
+from registry import CELLS, Case, cases
 
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 WARM_SECONDS, SAMPLE_SECONDS, SAMPLES = 0.05, 2e-3, 15
@@ -76,7 +76,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         "major": found.major,
         "minor": found.minor,
         "multiprocessors": found.multi_processor_count,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version() or 0,
         "cuda": torch.version.cuda,
         "clocks": [clocks()],
     }
@@ -141,7 +141,7 @@ def set_precision(dtype: str) -> None:
 
 def build(case: Case, device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what can be timed, and of the other libraries why they cannot."""
-    tensors = gpu_sides.Tensors.of(case, make_data(case), device)
+    tensors = gpu_sides.Tensors.of(case, device)
     built = {name: make(case, tensors) for name, make in gpu_sides.REQUIRED.items()}
     built |= {name: _tried(make, case, tensors) for name, make in gpu_sides.OPTIONAL.items()}
     sides = {name: side for name, side in built.items() if not isinstance(side, str)}

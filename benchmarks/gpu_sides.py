@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 import fastrnn
 from fastrnn import _cuda_device
-from registry import GATES, Case, Data
+from registry import GATES, Case
 
 OURS = "fastrnn"
 MODULES = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
@@ -38,11 +38,26 @@ class Tensors:
     b_hh: Tensor
 
     @classmethod
-    def of(cls, case: Case, data: Data, device: torch.device) -> Tensors:
-        dtype = DTYPES[case.dtype]
-        names = ("x", "dy", "w_ih", "w_hh", "b_ih", "b_hh")
-        given = {name: torch.from_numpy(getattr(data, name)) for name in names}
-        return cls(**{name: tensor.to(device, dtype) for name, tensor in given.items()})
+    def of(cls, case: Case, device: torch.device) -> Tensors:
+        """Draw them on the device, the weights as torch.nn draws them."""
+        generator = torch.Generator(device).manual_seed(0)
+        rows, bound, dtype = GATES[case.cell] * case.H, case.H**-0.5, DTYPES[case.dtype]
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+        def uniform(*shape: int) -> Tensor:
+            drawn = torch.rand(shape, generator=generator, device=device)
+            return drawn.mul_(2 * bound).sub_(bound).to(dtype)
+
+        return cls(
+            x=normal(case.T, case.B, case.I),
+            dy=normal(case.T, case.B, case.H),
+            w_ih=uniform(rows, case.I),
+            w_hh=uniform(rows, case.H),
+            b_ih=uniform(rows),
+            b_hh=uniform(rows),
+        )
 
 
 def _passes(case: Case, forward: Callable[[], Tensor], leaves: Results, dy: Tensor) -> Any:

@@ -1,6 +1,8 @@
 // From a problem to its kernel: checks, then dtype -> ISA, the only switch.
 #include <fastrnn/fastrnn.h>
 
+#include <cstring>
+
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -56,17 +58,47 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
   }
 }
 
-void check_table(const Problem& p, const int64_t* offsets, const RowTable& table) {
-  if (!table.rows) return;
-  FASTRNN_CHECK(p.ragged, "table must be empty unless the problem is ragged");
-  FASTRNN_CHECK(table.T >= 0 && table.B >= 0, "table.T and table.B must not be negative");
-  for (int64_t i = 0; i < offsets[p.T]; ++i) {
-    const int64_t t = table.B > 0 && table.rows[i] >= 0 ? table.rows[i] / table.B : table.T;
-    FASTRNN_CHECK(t < table.T, "table.rows must be in [0, T * B) = [0, "
-                                   << table.T << " * " << table.B << "), got " << table.rows[i]
-                                   << " at " << i);
+// The rows of a padded batch, and which of them a table names.
+class PaddedRows {
+ public:
+  PaddedRows(const Problem& p, const int64_t* offsets, const RowTable& table) : table_(table) {
+    if (!table.rows) return;
+    FASTRNN_CHECK(p.ragged, "table must be empty unless the problem is ragged");
+    int64_t count = 0;
+    FASTRNN_CHECK(table.T >= 0 && table.B >= 0 && !__builtin_mul_overflow(table.T, table.B, &count),
+                  "table.T and table.B must not be negative, nor their product beyond 64 bits");
+    const int64_t named = offsets[p.T];
+    FASTRNN_CHECK(named <= count, "table.rows must be in [0, T * B) = [0, "
+                                      << table.T << " * " << table.B << ") and none twice, but has "
+                                      << named);
+    is_named_.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < named; ++i) {
+      const auto row = static_cast<uint64_t>(table.rows[i]);
+      FASTRNN_CHECK(row < is_named_.size() && !is_named_[row],
+                    "table.rows must be in [0, T * B) = [0, "
+                        << table.T << " * " << table.B << ") and none twice, got " << table.rows[i]
+                        << " at " << i);
+      is_named_[row] = 1;
+    }
   }
-}
+
+  // Sets the other rows to zero.
+  void clear(void* data, Strides strides, int64_t features, Dtype dtype) const {
+    if (!data) return;
+    constexpr int64_t kBytes[] = {4, 8, 2, 2, 4};
+    const int64_t size = kBytes[int(dtype)];
+    char* row = static_cast<char*>(data);
+    size_t i = 0;
+    for (int64_t t = 0; t < table_.T && table_.rows; ++t)
+      for (int64_t b = 0; b < table_.B; ++b, ++i)
+        if (!is_named_[i])
+          memset(row + (t * strides.step + b * strides.row) * size, 0, size_t(features * size));
+  }
+
+ private:
+  const RowTable& table_;
+  std::vector<uint8_t> is_named_;
+};
 
 // States kept for the backward pass, were it to run now.
 bool needs_reserve(const Problem& p) {
@@ -106,7 +138,7 @@ Sizes sizes(const Problem& problem) {
 bool forward(const Problem& problem, const ForwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
-  check_table(problem, buffers.offsets, buffers.table);
+  const PaddedRows padded(problem, buffers.offsets, buffers.table);
   ForwardBuffers b = buffers;
   if (b.repack) {
     check_weights(problem, b.weights);
@@ -119,13 +151,15 @@ bool forward(const Problem& problem, const ForwardBuffers& buffers) {
     FASTRNN_CHECK(b.reserve || !problem.training || !needs_reserve(problem),
                   "reserve must be given to train");
   }
+  const int64_t outputs = problem.directions * (problem.P ? problem.P : problem.H);
+  padded.clear(b.y, b.y_strides, outputs, problem.dtype);
   return kernels_for(problem).forward(problem, b);
 }
 
 bool backward(const Problem& problem, const BackwardBuffers& buffers) {
   check_problem(problem);
   check_offsets(problem, buffers.offsets);
-  check_table(problem, buffers.offsets, buffers.table);
+  const PaddedRows padded(problem, buffers.offsets, buffers.table);
   FASTRNN_CHECK(problem.training, "training must be true: forward kept nothing otherwise");
   check_weights(problem, buffers.weights);
   FASTRNN_CHECK(buffers.workspace, "workspace must be given");
@@ -137,6 +171,7 @@ bool backward(const Problem& problem, const BackwardBuffers& buffers) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y, "x and y must be given");
     FASTRNN_CHECK(b.reserve || !needs_reserve(problem), "reserve must be given");
   }
+  padded.clear(b.dx, b.dx_strides, problem.I, problem.dtype);
   return kernels_for(problem).backward(problem, b);
 }
 

@@ -56,7 +56,7 @@ class Pieces {
     constexpr size_t kAlignment = 256;
     const size_t at = used_;
     used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return base_ && count ? static_cast<T*>(static_cast<void*>(base_ + at)) : nullptr;
+    return base_ && count ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
   size_t used() const { return used_; }
 

@@ -52,11 +52,12 @@ def install(patch: pytest.MonkeyPatch, tf32: bool = False) -> None:
     patch.setattr(_cuda_device, "takes", lambda tensor: tensor.is_cpu)
     patch.setattr(_cuda_device, "current", _current)
     patch.setattr(_cuda_device, "capturing", lambda: False)
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
-    if hasattr(rnn, "fp32_precision"):
-        patch.setattr(rnn, "fp32_precision", "tf32" if tf32 else "ieee")
-    else:
-        patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    set_tf32(patch, tf32)
+
+
+def set_tf32(patch: pytest.MonkeyPatch, tf32: bool) -> None:
+    """Let layers multiply float32 numbers as TF32's, or not."""
+    patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
 
 
 def use_kernel(patch: pytest.MonkeyPatch, kernel: str) -> None:

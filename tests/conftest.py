@@ -85,6 +85,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Choose the engine that the tests are for."""
     if request.config.option.cuda_emulated:
         _cuda_emulated.install(monkeypatch)
+    elif "FASTRNN_TEST_DEVICE" in os.environ:
+        _cuda_emulated.set_tf32(monkeypatch, False)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+# Those that run the modules by `_support.run`, which takes them to the device; tests/cuda is of CUDA.
+TESTS_ON_DEVICE = ("parity", "packed", "partial_grads", "reduced", "hypothesis", "reference")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # Seconds: with the build all of it stays below ten minutes.
 TEST_SECONDS, TOOL_SECONDS = 240, 60
@@ -93,15 +95,16 @@ def compute_sanitizer() -> str:
 def steps(device: str, sanitizer: str, tests: list[Path]) -> list[Step]:
     """Return what is to be run."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)]
+    pytest += ["--cuda-emulated"] if device == "emulated" else []
     small = [sys.executable, str(TESTS / "gpu_small.py"), "--device", device]
-    environment = {"FASTRNN_TEST_DEVICE": device}
-    listed = [Step("small cases", small, TOOL_SECONDS, environment)]
-    listed.append(Step("tests on the device", pytest, TEST_SECONDS, environment))
+    on_device = {"FASTRNN_TEST_DEVICE": "cpu" if device == "emulated" else device}
+    listed = [Step("small cases", small, TOOL_SECONDS)]
+    listed.append(Step("tests on the device", pytest, TEST_SECONDS, on_device))
     for tool in TOOLS:
         # Only this library's kernels: torch's are not ours to report. No caching allocator, or
         # writes past the end of a tensor land in memory that is torch's own.
         options = ["--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=fastrnn"]
-        alone = environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         command = [sanitizer, *options, *small]
         listed.append(Step(f"small cases under {tool}", command, TOOL_SECONDS, alone))
     return listed
@@ -134,9 +137,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "emulated"), default="cuda")
     parser.add_argument("--report", type=Path, default=ROOT / "gpu-check.md", metavar="FILE")
     parser.add_argument("--sanitizer", default=compute_sanitizer(), metavar="PROGRAM")
-    parser.add_argument(
-        "--tests", type=Path, nargs="+", default=sorted(TESTS.glob("test_cuda*.py"))
-    )
+    usual = [TESTS / f"test_{name}.py" for name in TESTS_ON_DEVICE] + [TESTS / "cuda"]
+    parser.add_argument("--tests", type=Path, nargs="+", default=usual, metavar="FILE")
     parser.add_argument(
         "--architecture", action="store_true", help="print what to compile for, and stop"
     )

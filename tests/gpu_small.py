@@ -69,6 +69,7 @@ def main() -> int:
     wrong = 0
     device = torch.device("cpu" if options.device == "emulated" else "cuda")
     with pytest.MonkeyPatch.context() as patch:
+        _cuda_emulated.set_tf32(patch, False)
         if options.device == "emulated":
             _cuda_emulated.install(patch)
         for cell, dtype, packed in itertools.product(CELLS, DTYPES, (False, True)):

@@ -76,9 +76,9 @@ def test_report(tmp_path: Path) -> None:
     if _cuda_emulated.module() is None:
         pytest.skip(_cuda_emulated.BUILD)
     tests = tmp_path / "test_nothing.py"
-    tests.write_text(
-        "import os\ndef test(): assert os.environ['FASTRNN_TEST_DEVICE'] == 'emulated'\n"
-    )
+    tests.write_text("def test(request): assert request.config.option.cuda_emulated\n")
+    option = "parser.addoption('--cuda-emulated', action='store_true')"
+    (tmp_path / "conftest.py").write_text(f"def pytest_addoption(parser): {option}\n")
     report = tmp_path / "report.md"
     sanitizer = program(tmp_path, "compute-sanitizer", SANITIZER)
     options = ["--device", "emulated", "--tests", str(tests), "--report", str(report)]

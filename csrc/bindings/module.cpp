@@ -170,6 +170,16 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
   run_unlocked(b, [&] { return fr::backward(sized.problem, b); });
 }
 
+fr::PaddedBatch padded_batch(int64_t T, int64_t B, Pointer lengths, Pointer reset,
+                             int64_t reset_step, int64_t reset_row) {
+  return {T,
+          B,
+          static_cast<const int64_t*>(at(lengths)),
+          static_cast<const bool*>(at(reset)),
+          reset_step,
+          reset_row};
+}
+
 struct PythonStream : fr::Stream {
   fr::Problem problem;
   int layers;
@@ -242,6 +252,24 @@ PYBIND11_MODULE(_core, m) {
            [](const PythonStream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
+  py::class_<fr::PaddedBatch>(m, "PaddedBatch")
+      .def(py::init(&padded_batch), py::arg("T"), py::arg("B"), py::arg("lengths"),
+           py::arg("reset"), py::arg("reset_step"), py::arg("reset_row"))
+      .def("sizes",
+           [](const fr::PaddedBatch& batch) {
+             const fr::SegmentSizes s = fr::segment_sizes(batch);
+             return std::make_tuple(s.T, s.B, s.N, s.empty);
+           })
+      .def("segments", [](const fr::PaddedBatch& batch, Pointer offsets, Pointer rows,
+                          Pointer owner, Pointer fresh, int64_t fresh_row, Pointer last) {
+        auto* const starts = static_cast<bool*>(at(fresh));
+        auto* const ends = static_cast<int64_t*>(at(last));
+        fr::segments(batch, {static_cast<int64_t*>(at(offsets)),
+                             static_cast<int64_t*>(at(rows)),
+                             static_cast<int64_t*>(at(owner)),
+                             {starts, starts + fresh_row},
+                             {ends, ends + batch.B}});
+      });
   m.def("fingerprint", &fingerprint);
   m.def(
       "fma_peak",

@@ -50,6 +50,10 @@ struct BackwardWeights {
   }
 };
 
+// Gradients that the caller can have of each row and unit.
+template <class C>
+constexpr int kKept = C::kD + C::kState;
+
 // What one block of steps leaves for the gradients of x and the weights. Row i is the i-th row
 // (t, b) of the block in order of time.
 template <class C, class N>
@@ -74,7 +78,7 @@ struct BackwardRows : LayerRows<C, N> {
   View<const S> dy;
   BlockGradients<C, N> block[2];
   T* ds[C::kState];  // [B,ld_state], gradient of each state as the steps run back
-  T* dgates;         // [rows,kD,H], for the caller; null: not wanted
+  T* dgates;         // [rows,kKept,H], for the caller; null: not wanted
 
   void lay_out(const Problem& problem, int which, Arena& arena) {
     Base::describe(problem, which);
@@ -96,7 +100,8 @@ struct BackwardRows : LayerRows<C, N> {
     dy = {b.dy ? static_cast<const S*>(b.dy) + direction * O : nullptr, b.offsets, b.table,
           b.dy_strides};
     const int64_t all_rows = b.offsets ? b.offsets[p->T] : p->T * p->B;
-    dgates = b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * C::kD * p->H : nullptr;
+    dgates =
+        b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * kKept<C> * p->H : nullptr;
     // A last, incomplete word reads one number past a row.
     if constexpr (kGroup > 1)
       for (auto& to : block)
@@ -268,7 +273,7 @@ class BackwardChain {
       StateRow<N> states[C::kState];
       for (int s = 1; s < C::kState; ++s) states[s] = previous_state(s, t, b);
       auto* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
-      T* dgates = q_->dgates ? q_->dgates + (q_->time.first(t) + b) * C::kD * H : nullptr;
+      T* dgates = q_->dgates ? q_->dgates + (q_->time.first(t) + b) * kKept<C> * H : nullptr;
       for (int c = 0; c < columns; ++c, g += W) {
         const int64_t u = (p * kMaxColumns + c) * W;
         const int n = int(smaller(W, H - u));
@@ -286,6 +291,10 @@ class BackwardChain {
           ds[s] = V::load(q_->ds[s] + b * q_->ld_state + u);
         }
         Arr<V, C::kD> d;
+        if (dgates) {
+          dh.store(dgates + C::kD * H + u, n);
+          for (int s = 1; s < C::kState; ++s) ds[s].store(dgates + (C::kD + s) * H + u, n);
+        }
         C::backward(saved, prev, y ? load_value(y + u, n) : V(0), options_, dh, ds, d);
         for (int i = 0; i < C::kD; ++i) store_value(to + i * H + u, d[i], n);
         for (int i = 0; dgates && i < C::kD; ++i) d[i].store(dgates + i * H + u, n);

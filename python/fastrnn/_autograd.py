@@ -71,23 +71,36 @@ def _batched(tensor: Tensor | None) -> bool:
     return tensor is not None and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+CHEAP = 1_000_000
+"""Multiply-adds of a weight's gradient that take less time than to ask whether it is wanted."""
+
+
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
     """Tell for each input whether this backward pass will use its gradient.
 
     ``ctx.needs_input_grad`` alone would ask for those of all weights when
-    ``torch.autograd.grad(loss, x)`` needs none of them.
+    ``torch.autograd.grad(loss, x)`` needs none of them. Within ``torch.autograd.grad`` torch
+    answers for a wanted leaf with an error, which takes 20 us to make: once there was one, the
+    gradients of further leaves are taken to be wanted if they cost less.
     """
     nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
-    return [tensor is not None and _will_execute(next(nodes)) for tensor in inputs]
-
-
-def _will_execute(node: Any) -> bool:
-    if node is None:
-        return False
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # so it says of a leaf whose gradient is to be returned
-        return True
+    x = inputs[0]
+    assert x is not None
+    rows = x.numel() // max(x.shape[-1], 1)
+    wanted, erred = [], False
+    for tensor in inputs:
+        node = None if tensor is None else next(nodes)
+        if tensor is None or node is None:
+            wanted.append(False)
+        elif erred and tensor.is_leaf and rows * tensor.numel() < CHEAP:
+            wanted.append(True)
+        else:
+            try:
+                wanted.append(torch._C._will_engine_execute_node(node))
+            except RuntimeError:  # so it says of a leaf whose gradient is to be returned
+                wanted.append(True)
+                erred = True
+    return wanted
 
 
 class RecurrenceBackward(Function):

@@ -312,6 +312,35 @@ def gradients(
     return dy, dh_n, dc_n
 
 
+def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
+    """Return a plain, contiguous input for one step of a stream.
+
+    Args:
+        layer: the first one.
+        x: input.
+        like: an empty tensor of the shape, dtype and device that it must have.
+
+    Raises:
+        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
+    """
+    check_like(layer, "input", x, like, False)
+    if x.shape != like.shape:
+        raise _errors.shape(layer.owner, "input", "(B, I)", like.shape, x)
+    x = copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
+    address(layer, "input", x)
+    return x
+
+
+def allocated(
+    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Allocate a gradient for each tensor that is there and whose gradient is wanted."""
+    return tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip(tensors, wanted, strict=True)
+    )
+
+
 def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy if its memory does not hold its values in order.
 

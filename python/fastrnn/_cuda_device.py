@@ -51,7 +51,7 @@ def engine() -> Any:
         raise RuntimeError(
             "fastrnn: this installation has no CUDA kernels, so tensors must be on the CPU; move "
             "the module and its input with .to('cpu'), or install a wheel made by `make "
-            "wheel-cuda`, or build the package where nvcc 13 is on the PATH"
+            "wheel-cuda`, or build with nvcc: `pip install -C cmake.define.FASTRNN_CUDA=ON .`"
         )
     _check_driver(*found.versions())
     return found

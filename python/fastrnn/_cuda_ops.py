@@ -96,9 +96,9 @@ class _Rows:
         return rows.index_select(0, places)
 
     def unpack(self, rows: Tensor, padded: Tensor, batch_first: bool) -> None:
-        """Write packed rows to where they belong in a padded, contiguous tensor."""
+        """Write packed rows to where they belong in a padded, contiguous tensor, and zeros."""
         if self.places is not None:
-            to, places = self._flat(padded, batch_first)
+            to, places = self._flat(padded.zero_(), batch_first)
             to.index_copy_(0, places, rows)
 
     def in_order(self, tensor: Tensor, batch_first: bool) -> Tensor:
@@ -168,11 +168,16 @@ def check(layer: Layer, training: bool) -> None:
 
 
 def forward(
-    call: Call, y: Tensor, h_n: Tensor | None, c_n: Tensor | None, reserve: Tensor | None
+    call: Call,
+    training: bool,
+    y: Tensor,
+    h_n: Tensor | None,
+    c_n: Tensor | None,
+    reserve: Tensor | None,
 ) -> None:
     """Run one layer over a batch of sequences, into outputs as ``_ops.forward`` returns them."""
     layer, x, dtype = call.layer, call.x, call.x.dtype
-    check(layer, reserve is not None)
+    check(layer, training)
     tf32 = _cuda_device.tf32(dtype, x.device)
     with _quietly(x.device) as stream:
         rows = _Rows(call)
@@ -192,7 +197,7 @@ def forward(
             h_n = x.new_empty(call.B, layer.output_size)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         _cuda_device.engine().forward(
-            _problem(layer, dtype, call.T, call.B, call.ragged is not None, reserve is not None),
+            _problem(layer, dtype, call.T, call.B, call.ragged is not None, training),
             plan,
             (wx[0].data_ptr(), wx[-1].data_ptr()),
             *_checks.rows(layer, "the input product", wx[0], layer.x_batch_first)[1][1:],
@@ -233,7 +238,7 @@ def backward(
         )
         own, dprojected = _recur(call, rows, (y, outputs[1]), gradients, (dh0, dc0), tf32, stream)
         if dgates is not None:
-            dgates.copy_(own)
+            dgates[:, :, : own.shape[2]].copy_(own)
         with _cuda_device.products(x.dtype, tf32):
             made = _Products(call, rows, wanted, own, dprojected, y, outputs[1])
             return (made.input(), dh0, dc0, *made.weights())
@@ -341,7 +346,7 @@ class _Products:
             dx = own @ w_ih if dx is None else torch.addmm(dx, own, w_ih)
         assert dx is not None
         if self.rows.places is not None:
-            padded = x.new_zeros(x.shape)
+            padded = x.new_empty(x.shape)
             self.rows.unpack(dx, padded, layer.x_batch_first)
             return padded
         if x.dim() == 3 and layer.x_batch_first:

@@ -42,7 +42,7 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
-core = _core  # for reservoir._engine, which has checks of its own
+core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
@@ -286,9 +286,8 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    # The engine leaves padding alone. As a tuple, sizes take half as long again.
-    padded = ragged is not None and ragged.rows is not None
-    y = x.new_zeros(y_shape) if padded else x.new_empty(*y_shape)
+    # As a tuple, sizes take half as long again.
+    y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
     h_n, c_n = final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
@@ -296,10 +295,9 @@ def forward(
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
     if _cuda_device.takes(x):
-        call = _cuda_ops.Call(
-            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
-        )
-        _cuda_ops.forward(call, y, h_n, c_n, reserve)
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
+        _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
     threads = torch.get_num_threads()
@@ -343,15 +341,6 @@ def forward(
     return y, h_n, c_n, reserve
 
 
-def _allocated(
-    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    return tuple(
-        t.new_empty(t.shape) if want and t is not None else None
-        for t, want in zip(tensors, wanted, strict=True)
-    )
-
-
 def backward(
     layer: Layer,
     ragged: Ragged | None,
@@ -376,8 +365,9 @@ def backward(
         h0: see there.
         c0: see there.
         weights: see there.
-        dgates: where the gradients of the pre-activations go, (D, T*B or N, ``gradients`` of
-            ``cell_info``, H); ``None``: nowhere.
+        dgates: where the gradients of the pre-activations go, and behind them those of
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
+            nowhere.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -387,24 +377,19 @@ def backward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    if fake:
-        return _allocated((x, h0, c0, *weights), wanted)
-    if B == 0:
-        none = _allocated((x, h0, c0, *weights), wanted)
-        return tuple(None if t is None else t.zero_() for t in none)
+    if fake or B == 0:
+        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     if _cuda_device.takes(x):
-        call = _cuda_ops.Call(
-            layer, ragged, T, B, x, weights, addresses, (h0, c0), (h0_address, c0_address)
-        )
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
-    results = _allocated((x, h0, c0, *weights), wanted)
+    results = _checks.allocated((x, h0, c0, *weights), wanted)
     dx, dh0, dc0, *dweights = results
-    if dx is not None and ragged is not None and ragged.rows is not None:
-        dx.zero_()  # the engine leaves padding alone
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
@@ -483,22 +468,6 @@ def load_stream(
         engine.load([weight for own in weights for weight in own])
     else:
         engine.load([address for addresses, _copies in checked for address in addresses])
-
-
-def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
-    """Return a plain, contiguous input for one step of a stream.
-
-    Raises:
-        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
-    """
-    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
-    _checks.check_like(layer, "input", x, like, False)
-    if x.shape != (stream.batch_size, layer.input_size):
-        expected = (stream.batch_size, layer.input_size)
-        raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
-    x = _checks.copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
-    _checks.address(layer, "input", x)
-    return x
 
 
 def set_stream_state(

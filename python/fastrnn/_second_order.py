@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _ops, _reference
+from . import _cuda_device, _ops, _reference
 from ._checks import value_dtype
 from ._problem import Layer, Ragged, Weights
 
@@ -113,10 +113,16 @@ def double_backward(
             info["state_slots"],
         )
         gates = [dgates[d][:, of].flatten(1) for of in (info["of_input"], info["of_recurrent"])]
+        dstates: Sequence[Tensor] = dgates[d][:, info["gradients"] :].unbind(1)
+        if not dstates:
+            ends = _reference.initial_states(layer, x, dfinal, batch, d)
+            dy_own = None if dy_rows is None else _reference.columns(layer, dy_rows, d)
+            dstates = _state_gradients(own, gates[1], dy_own, ends)
         parts.append(
             _differentiate(
                 own,
                 (gates[0], gates[1]),
+                dstates,
                 None if dy_rows is None else _reference.columns(layer, dy_rows, d),
                 _reference.initial_states(layer, x, dfinal, batch, d),
                 vrows,
@@ -130,7 +136,9 @@ def double_backward(
 
 def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     """Allocate what ``_ops.backward`` leaves the gradients of the pre-activations in."""
-    count = _ops.cell_info(layer.spec.name)["gradients"]
+    info = _ops.cell_info(layer.spec.name)
+    # The CUDA engine keeps those of the pre-activations only.
+    count = info["gradients"] + (0 if _cuda_device.takes(x) else info["states"])
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
     shape = (layer.directions, rows, count, layer.hidden_size)
     return x.new_empty(shape, dtype=value_dtype(x.dtype))
@@ -308,57 +316,47 @@ class _Adjoints:
 
 def _adjoints(
     own: _Direction,
-    dy: Tensor | None,
     dfinal: Sequence[Tensor],
     sources: Sequence[Tensor | None],
-    through: Tensor | None = None,
-    outputs: Tensor | None = None,
-    gates: tuple[Tensor, Tensor] | None = None,
+    through: Tensor | None,
+    outputs: Tensor | None,
 ) -> _Adjoints:
     """Propagate gradients from the last step to the first.
 
     Args:
         own: the direction.
-        dy: gradient of the output.
         dfinal: gradients of the final states.
         sources: what to add to the gradients of wx, rh and the states before each step.
         through: what to add to the gradient of the output before each step.
         outputs: what to add to the gradient of the output before a projection.
-        gates: the gradients of wx and rh, if they are known.
     """
     _, w_hh, _, _, w_hr = own.weights
     assert w_hh is not None
     extra = _sum((through, sources[2]))
     recurrent = [None if row[1] is None else own.gates(row[1]) for row in own.jacobian]
     chain = _Chain(dfinal)
-    known = None if gates is None else gates[1] @ w_hh
     found: list[Tensor] = []
     before: list[Tensor] = []
     results: list[Tensor] = []
     further: list[list[Tensor]] = [[] for _ in dfinal[1:]]
     for begin, end in reversed(own.spans):
         dh, *ds = chain.read(end - begin)
-        if dy is not None:
-            dh = dh + dy[begin:end]
         results.append(dh)
         if w_hr is not None:
             dh = dh @ w_hr
             if outputs is not None:
                 dh = dh + outputs[begin:end]
         after = [dh, *ds]
-        if known is not None:
-            new = [known[begin:end]]
-        else:
-            drh = _sum(
-                _times(None if a is None else a[begin:end], d)
-                for a, d in zip(recurrent, after, strict=True)
-            )
-            assert drh is not None
-            drh = drh.flatten(1)
-            if sources[1] is not None:
-                drh = drh + sources[1][begin:end]
-            found.append(drh)
-            new = [drh @ w_hh if extra is None else torch.addmm(extra[begin:end], drh, w_hh)]
+        drh = _sum(
+            _times(None if a is None else a[begin:end], d)
+            for a, d in zip(recurrent, after, strict=True)
+        )
+        assert drh is not None
+        drh = drh.flatten(1)
+        if sources[1] is not None:
+            drh = drh + sources[1][begin:end]
+        found.append(drh)
+        new = [drh @ w_hh if extra is None else torch.addmm(extra[begin:end], drh, w_hh)]
         new += [
             torch.zeros_like(d) if s is None else s[begin:end]
             for d, s in zip(ds, sources[3:], strict=True)
@@ -372,8 +370,6 @@ def _adjoints(
             kept.append(d)
         chain.write(new)
     dout, dresult, *dstates = (_in_order(own, part[::-1]) for part in (before, results, *further))
-    if gates is not None:
-        return _Adjoints(*gates, dout, dresult, dstates, chain.states)
     drh = _in_order(own, found[::-1])
     dwx = _sum(
         _times(None if row[0] is None else own.gates(row[0]), d)
@@ -384,6 +380,43 @@ def _adjoints(
     if sources[0] is not None:
         dwx = dwx + sources[0]
     return _Adjoints(dwx, drh, dout, dresult, dstates, chain.states)
+
+
+def _output_gradients(own: _Direction, rh: Tensor, dy: Tensor | None, dh_n: Tensor) -> Tensor:
+    """Return the gradient of every step's output after a projection."""
+    w_hh = own.weights[1]
+    assert w_hh is not None
+    sent = rh @ w_hh  # to the output of the step before
+    gradients = torch.empty_like(sent)
+    ends = dh_n.clone()  # first of the sequences that are at their last step
+    for begin, end in reversed(own.spans):
+        gradients[begin:end] = ends[: end - begin]
+        ends[: end - begin] = sent[begin:end]
+    return gradients if dy is None else gradients + dy
+
+
+def _state_gradients(
+    own: _Direction, rh: Tensor, dy: Tensor | None, dfinal: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradient of every step's output before a projection, and of further states."""
+    _, w_hh, _, _, w_hr = own.weights
+    assert w_hh is not None
+    sent = rh @ w_hh  # to the output of the step before
+    chain = _Chain(dfinal)
+    found: list[list[Tensor]] = [[] for _ in dfinal]
+    for begin, end in reversed(own.spans):
+        dh, *ds = chain.read(end - begin)
+        dh = dh if dy is None else dh + dy[begin:end]
+        after = [dh if w_hr is None else dh @ w_hr, *ds]
+        new = [sent[begin:end], *(torch.zeros_like(d) for d in ds)]
+        for row, d in zip(own.jacobian, after, strict=True):
+            for i, a in enumerate(row[2:]):
+                if a is not None:
+                    new[i] = _plus(new[i], a[begin:end], d)
+        for kept, d in zip(found, after, strict=True):
+            kept.append(d)
+        chain.write(new)
+    return [_in_order(own, part[::-1]) for part in found]
 
 
 def _sources(own: _Direction, first: _Adjoints, tangents: list[Tensor | None]) -> Gradients:
@@ -406,6 +439,7 @@ def _sources(own: _Direction, first: _Adjoints, tangents: list[Tensor | None]) -
 def _differentiate(
     own: _Direction,
     gates: tuple[Tensor, Tensor],
+    dstates: Sequence[Tensor],
     dy: Tensor | None,
     dfinal: Sequence[Tensor],
     vx: Tensor | None,
@@ -416,12 +450,12 @@ def _differentiate(
     w_ih, _, b_ih, _, w_hr = own.weights
     v_ih, v_hh, _, _, v_hr = vweights
     assert w_ih is not None
-    none: list[Tensor | None] = [None] * len(own.leaves)
     tangents, vout, vy, vfinal = _tangents(own, vx, vinitial, vweights)
-    first = _adjoints(own, dy, dfinal, none, gates=gates)
+    dh, *others = dstates
+    results = dh if w_hr is None else _output_gradients(own, gates[1], dy, dfinal[0])
+    first = _Adjoints(*gates, dh, results, others, [])
     second = _adjoints(
         own,
-        None,
         [torch.zeros_like(d) for d in dfinal],
         _sources(own, first, tangents),
         None if v_hh is None else first.rh @ v_hh,

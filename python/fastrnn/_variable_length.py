@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _errors
+from . import _errors, _ops
 from ._problem import Ragged
 
 Lengths = Tensor | Sequence[int] | int
 """One length for each sequence; a plain number where there is no batch."""
 
-_Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +100,65 @@ def describe(
     if batch_first and not unbatched:
         T, B = B, T
     steps = _steps(owner, T, B, lengths, unbatched)
-    if reset_mask is None:
-        return _without_resets(T, steps)
-    form = "(T)" if unbatched else "(B, T)" if batch_first else "(T, B)"
-    mask = _mask(owner, reset_mask, tuple(x.shape[:-1]), form)
-    if unbatched:
-        mask = mask[:, None]
-    return _with_resets(T, steps, mask.T if batch_first and not unbatched else mask)
+    mask = None
+    if reset_mask is not None:
+        form = "(T)" if unbatched else "(B, T)" if batch_first else "(T, B)"
+        mask = _mask(owner, reset_mask, tuple(x.shape[:-1]), form)
+        mask = mask[:, None] if unbatched else mask.T if batch_first else mask
+    try:
+        ragged, of, fresh, last, empty = _segments(T, B, steps, mask)
+    except ValueError:
+        given = None if steps is None else steps.tolist()
+        expected = f"be in [0, T] = [0, {T}]"
+        raise _errors.segments(owner, "lengths", expected, given) from None
+    return Segments(
+        ragged,
+        torch.from_numpy(of),
+        None if mask is None else torch.from_numpy(fresh),
+        torch.from_numpy(last),
+        torch.from_numpy(steps == 0) if empty and steps is not None else None,
+    )
 
 
-def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> npt.NDArray[np.bool_]:
+def _segments(
+    T: int, B: int, lengths: Ints | None, reset_mask: Bools | None
+) -> tuple[Ragged, Ints, Bools, Ints, int]:
+    """Cut padded sequences in segments, as :class:`Segments` has them.
+
+    In NumPy: tensors that are made under one of ``torch.func``'s transforms have no address.
+
+    Args:
+        T: steps of the padded batch.
+        B: sequences of it.
+        lengths: contiguous, (B).
+        reset_mask: (T, B).
+
+    Returns:
+        The rows, owner, fresh and last of the segments; the number of sequences without steps.
+
+    Raises:
+        ValueError: if a length is not in [0, T].
+    """
+    strides = (0, 0) if reset_mask is None else reset_mask.strides
+    batch = _ops.core.PaddedBatch(T, B, _array(lengths), _array(reset_mask), *strides)
+    steps, count, rows, empty = batch.sizes()
+    offsets = np.zeros(max(steps, 1) + 1, np.int64)
+    table, owner = np.empty(rows, np.int64), np.empty(count, np.int64)
+    fresh, last = np.empty((2, count), np.bool_), np.empty((2, B), np.int64)
+    batch.segments(
+        _array(offsets), _array(table), _array(owner), _array(fresh), count, _array(last)
+    )
+    numbers = torch.from_numpy(offsets), max(steps, 1), count, rows, torch.from_numpy(table)
+    return Ragged(*numbers, (T, B)), owner, fresh, last, empty
+
+
+def _array(array: npt.NDArray[Any] | None) -> int:
+    return 0 if array is None else int(array.ctypes.data)
+
+
+def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> Bools:
+    if isinstance(mask, Tensor) and mask.is_cuda:
+        mask = mask.cpu()
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or not mask.is_cpu:
         got = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
         raise _errors.segments(
@@ -120,10 +171,11 @@ def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> npt.ND
     return mask.numpy()
 
 
-def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool) -> _Ints:
+def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool) -> Ints | None:
     if lengths is None:
-        return np.full(B, T, dtype=np.int64)
+        return None
     if isinstance(lengths, Tensor):
+        lengths = lengths.cpu() if lengths.is_cuda else lengths
         right = lengths.dtype in (torch.int64, torch.int32) and lengths.is_cpu
         got: object = f"{lengths.dtype} on {lengths.device}"
         given = lengths.detach().numpy() if right else np.empty(0)
@@ -137,71 +189,4 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
     if given.shape != expected:
         form = "() as there is no batch" if unbatched else f"(B,) = ({B},)"
         raise _errors.segments(owner, "lengths", f"have shape {form}", given.shape)
-    steps = given.astype(np.int64).reshape(B)
-    if B and (steps.min() < 0 or steps.max() > T):
-        raise _errors.segments(owner, "lengths", f"be in [0, T] = [0, {T}]", steps.tolist())
-    return steps
-
-
-def _without_resets(T: int, steps: _Ints) -> Segments:
-    B = len(steps)
-    order = np.argsort(-steps, kind="stable")
-    S = int(np.count_nonzero(steps))
-    sorted_steps = steps[order]
-    longest = int(sorted_steps[0]) if S else 0
-    alive = sorted_steps[:S] > np.arange(longest)[:, None]
-    rows = (np.arange(longest)[:, None] * B + order[:S])[alive]
-    rank = np.empty(B, dtype=np.int64)
-    rank[order] = np.arange(B)
-    rank[steps == 0] = 0  # any segment: `empty` takes its place
-    ragged = _ragged(alive.sum(1), rows, S, (T, B))
-    empty = None if S == B else torch.from_numpy(steps == 0)
-    last = torch.from_numpy(np.stack([rank, rank]))
-    return Segments(ragged, torch.from_numpy(order[:S].copy()), None, last, empty)
-
-
-def _with_resets(T: int, steps: _Ints, mask: npt.NDArray[np.bool_]) -> Segments:
-    B = len(steps)
-    times = np.arange(T)[:, None]
-    valid = times < steps
-    starts = (mask & valid) | ((times == 0) & valid)
-    begun = np.maximum.accumulate(np.where(starts, times, 0), axis=0)
-    # Segments are numbered sequence by sequence, in order of time.
-    number = np.cumsum(starts.T.reshape(-1)).reshape(B, T).T - 1
-    b, t = np.nonzero(valid.T)
-    own, local = number[t, b], t - begun[t, b]
-    length = np.bincount(own)
-    S = len(length)
-    order = np.argsort(-length, kind="stable")
-    rank = np.empty(S, dtype=np.int64)
-    rank[order] = np.arange(S)
-
-    alive = np.bincount(local)
-    before = np.concatenate([[0], np.cumsum(alive)])
-    rows = np.empty(len(t), dtype=np.int64)
-    rows[before[local] + rank[own]] = t * B + b
-
-    count = starts.sum(0)
-    first = np.concatenate([[0], np.cumsum(count)])[:-1]
-    owner = np.repeat(np.arange(B), count)[order]
-    lasts, firsts = np.zeros(B, dtype=np.int64), np.zeros(B, dtype=np.int64)
-    some = steps > 0
-    firsts[some] = rank[first[some]]
-    lasts[some] = rank[first[some] + count[some] - 1]
-    fresh = np.ones((2, S), dtype=bool)
-    fresh[0, firsts[some]] = mask[0, some]  # a reset before the first step drops the state
-    fresh[1, lasts[some]] = False
-    return Segments(
-        _ragged(alive, rows, S, (T, B)),
-        torch.from_numpy(owner),
-        torch.from_numpy(fresh),
-        torch.from_numpy(np.stack([lasts, firsts])),
-        None if some.all() else torch.from_numpy(~some),
-    )
-
-
-def _ragged(alive: _Ints, rows: _Ints, S: int, padded: tuple[int, int]) -> Ragged:
-    T = max(len(alive), 1)
-    offsets = np.zeros(T + 1, dtype=np.int64)
-    np.cumsum(alive, out=offsets[1 : len(alive) + 1])
-    return Ragged(torch.from_numpy(offsets), T, S, len(rows), torch.from_numpy(rows), padded)
+    return np.ascontiguousarray(given, np.int64).reshape(B)

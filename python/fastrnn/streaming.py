@@ -89,9 +89,10 @@ class Stream:
         return y
 
     def _step_checked(self, x: Tensor) -> Tensor:
+        like = torch.empty(self._input_shape, dtype=self.dtype, device=self.device)
         if x.dim() == 1 and self.batch_size == 1:
-            return self.step(_ops.stream_input(self._layers[0], x[None], self)).squeeze(0)
-        return self.step(_ops.stream_input(self._layers[0], x, self))
+            return self.step(_checks.stream_input(self._layers[0], x[None], like)).squeeze(0)
+        return self.step(_checks.stream_input(self._layers[0], x, like))
 
     @property
     def cell_dtype(self) -> torch.dtype:

@@ -183,11 +183,37 @@ void check_tables() {
   };
   EXPECT(with({0, 5, 2}, 2, 3).find("table") != 0, "a good table: " << with({0, 5, 2}, 2, 3));
   for (const std::vector<int64_t>& rows :
-       {std::vector<int64_t>{0, 6, 2}, {0, -1, 2}, {0, 1, INT64_MAX}, {INT64_MIN, 0, 1}})
-    EXPECT(with(rows, 2, 3).find("table.rows") == 0, "rows out of range: " << with(rows, 2, 3));
+       {std::vector<int64_t>{0, 6, 2}, {0, -1, 2}, {0, 1, INT64_MAX}, {INT64_MIN, 0, 1}, {4, 1, 4}})
+    EXPECT(with(rows, 2, 3).find("table.rows") == 0,
+           "rows out of range, or twice: " << with(rows, 2, 3));
   EXPECT(with({0, 1, 2}, 3, 0).find("table.rows") == 0, "no sequences: " << with({0, 1, 2}, 3, 0));
   EXPECT(with({0, 1, 2}, -1, 3).find("table.T") == 0, "negative: " << with({0, 1, 2}, -1, 3));
   EXPECT(with({0, 1, 2, 3}, 2, 2, false).find("table") == 0, "dense problems have no table");
+}
+
+// Lengths 3, 0, 4 of T = 4; sequence 2 starts anew at step 1, and sequence 0 in its padding.
+void check_segments() {
+  const std::vector<int64_t> lengths = {3, 0, 4};
+  bool reset[4][3] = {};
+  reset[1][2] = reset[3][0] = reset[0][2] = true;
+  fastrnn::PaddedBatch batch{4, 3, lengths.data(), &reset[0][0], 3, 1};
+  const fastrnn::SegmentSizes sizes = segment_sizes(batch);
+  EXPECT(sizes.T == 3 && sizes.B == 3 && sizes.N == 7 && sizes.empty == 1, "sizes of segments");
+  std::vector<int64_t> offsets(4), rows(7), owner(3), last(6);
+  bool fresh[2][3];
+  segments(batch, {offsets.data(),
+                   rows.data(),
+                   owner.data(),
+                   {fresh[0], fresh[1]},
+                   {last.data(), last.data() + 3}});
+  EXPECT((offsets == std::vector<int64_t>{0, 3, 5, 7}), "offsets");
+  EXPECT((rows == std::vector<int64_t>{0, 5, 2, 3, 8, 6, 11}), "rows");
+  EXPECT((owner == std::vector<int64_t>{0, 2, 2}), "owner");
+  EXPECT((last == std::vector<int64_t>{0, 0, 1, 0, 0, 2}), "last");
+  EXPECT(!fresh[0][0] && fresh[0][1] && fresh[0][2], "fresh, forwards");
+  EXPECT(!fresh[1][0] && !fresh[1][1] && fresh[1][2], "fresh, backwards");
+  batch.T = 3;
+  EXPECT(error_of([&] { segment_sizes(batch); }).find("lengths") == 0, "a length beyond T");
 }
 
 void check_names() {
@@ -342,6 +368,7 @@ int main() {
   check_buffers();
   check_offsets();
   check_tables();
+  check_segments();
   check_names();
   std::printf("misuse is named; names, sizes and instruction sets\n");
   for (const std::string& name : available_isas()) {

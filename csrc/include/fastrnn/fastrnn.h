@@ -45,12 +45,40 @@ struct Strides {
 
 // Where the rows of a ragged batch are if they are not packed: row i of the packed order is row
 // (t, b) = (rows[i] / B, rows[i] % B) of the caller's [T,B,...] x, y, dy and dx, by their strides.
-// No number may come twice. Other rows of these are neither read nor written, and the caller's T
-// and B may be larger than the problem's. The reserve is packed all the same.
+// No number may come twice. Other rows of these are never read; those of y and dx are set to zero.
+// The caller's T and B may be larger than the problem's. The reserve is packed all the same.
 struct RowTable {
   const int64_t* rows = nullptr;  // [N]; null: packed
   int64_t T = 0, B = 0;           // every number is in [0, T * B)
 };
+
+// A padded batch as a ragged one. Each of its sequences is cut in segments, each of which starts
+// from zero where the sequence is reset, and is to the engine a sequence of its own.
+struct PaddedBatch {
+  int64_t T = 0, B = 0;
+  const int64_t* lengths = nullptr;  // [B], in [0, T]; null: all are T
+  const bool* reset = nullptr;       // (t, b) at t * step + b * row; null: one segment a sequence
+  int64_t reset_step = 0, reset_row = 0;
+};
+
+struct SegmentSizes {
+  int64_t T = 0, B = 0, N = 0;  // of the ragged problem: steps, segments, rows
+  int64_t empty = 0;            // sequences without a step, which have no segment
+};
+
+// Segments are in the ragged problem's order, the longest first. There are two numbers for each
+// segment or sequence: [0] for a direction that runs forwards, [1] backwards.
+struct SegmentBuffers {
+  int64_t* offsets = nullptr;  // [T + 1]
+  int64_t* rows = nullptr;     // [N], for RowTable
+  int64_t* owner = nullptr;    // [segments]: the sequence that it is a part of
+  bool* fresh[2] = {};         // [segments]: it starts from zero, not from the initial state
+  int64_t* last[2] = {};       // [sequences]: the segment that ends with the final state; or 0
+};
+
+// std::invalid_argument if a length is not in [0, T].
+SegmentSizes segment_sizes(const PaddedBatch& batch);
+void segments(const PaddedBatch& batch, const SegmentBuffers& buffers);
 
 struct Weights {               // of one direction; null: absent
   const void* w_ih = nullptr;  // [G*H,I]
@@ -119,8 +147,8 @@ struct BackwardBuffers {
   void* dh0 = nullptr;  // [D,B,O]; overwritten; null: not computed
   void* dc0 = nullptr;  // [D,B,H]; overwritten; null: not computed
   WeightGradients gradients[2];
-  // [D,T*B or N,gradients,H], gradients of the pre-activations, see CellInfo; float64 or float32;
-  // overwritten; null: not kept.
+  // [D,T*B or N,gradients+states,H]: gradients of the pre-activations, see CellInfo, and of the
+  // states after the step, before a projection; float64 or float32; overwritten; null: not kept.
   void* dgates = nullptr;
   void* workspace = nullptr;  // Sizes::backward_workspace bytes; overwritten
   Interrupt interrupt;
