@@ -12,15 +12,19 @@ TEST_ARGS ?=
 TORCH_VERSIONS ?= 2.4.0 2.13.0 2.14.1
 ESN_ARGS ?=
 JOBS := $(shell nproc 2>/dev/null || echo 2)
+# The CUDA kernels take nvcc minutes: `make install CUDA=ON` builds them, for these architectures.
+CUDA ?= OFF
+CUDA_ARCHITECTURES ?=
+BENCH_ARGS ?= --json gpu-bench.json --png gpu-bench.png
 # As many test processes as processors, up to eight; nothing: the tests run in one.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
 VENV := $(CURDIR)/.venv
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed-cuda-$(CUDA)
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOURCES := $(shell find csrc python -type f -not -name '*.pyc') $(wildcard cmake/*)
+SOURCES := $(shell find csrc cuda python -type f -not -name '*.pyc') $(wildcard cmake/*)
 CXX_FILES = $(shell find csrc cuda tests/cpp tests/cuda_emulator examples/cpp \
   -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -36,9 +40,13 @@ $(VENV)/.tools:
 	touch $@
 
 $(INSTALLED): $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
-	pip install --no-build-isolation '.[dev]'
+	rm -f $(VENV)/.installed*
+	pip install --no-build-isolation $(CUDA_BUILD) '.[dev]'
 	pip install --no-deps aeon || echo "aeon, for its data alone, is not there: a test will be skipped"
 	touch $@
+
+CUDA_BUILD = -C cmake.define.FASTRNN_CUDA=$(CUDA) \
+  $(if $(CUDA_ARCHITECTURES),-C "cmake.define.FASTRNN_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)")
 
 .PHONY: install demo test bench esn-tasks
 install: $(INSTALLED)  ## build and install into .venv
@@ -75,7 +83,7 @@ space := $(empty) $(empty)
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
 SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
-MODULE = -DFASTRNN_BUILD_PYTHON=ON -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
+MODULE = -DFASTRNN_BUILD_PYTHON=ON -DFASTRNN_CUDA=OFF -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
   -DPython_EXECUTABLE=$(VENV)/bin/python
 # Sanitizers and qemu are slow: their runs thin out the longest loops.
 asan asan-python tsan neon: export FASTRNN_TEST_QUICK := 1
@@ -91,7 +99,7 @@ asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
 # its symbols in several libraries, are not ours to report.
 asan-python: $(INSTALLED) asan  ## the core of the Python tests under AddressSanitizer and UBSan
 	rm -rf build/asan/python && mkdir -p build/asan/python
-	cp -r python/fastrnn build/asan/python/ && cp build/asan/_core*.so build/asan/python/fastrnn/
+	cp -r python/fastrnn build/asan/python/ && cp build/asan/_c*.so build/asan/python/fastrnn/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 PYTHONPATH=$(CURDIR)/build/asan/python \
 	  python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS)
@@ -107,18 +115,29 @@ neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qe
 define cuda-test
 	cmake -S . -B build/$(1) -G Ninja -DFASTRNN_BUILD_CUDA_EMULATOR=ON -DFASTRNN_WERROR=ON $(2)
 	cmake --build build/$(1) -j $(JOBS) --target tests/cuda_emulator/all
-	ctest --test-dir build/$(1) --output-on-failure
+	ctest --test-dir build/$(1) --output-on-failure -j $(JOBS)
 endef
 
-.PHONY: cuda-emulator cuda-tsan cuda-check
+.PHONY: cuda-emulator cuda-tsan cuda-check gpu-check gpu-bench
 cuda-emulator: $(VENV)/.tools  ## the CUDA kernels on an emulated GPU, under ASan and UBSan
 	$(call cuda-test,cuda-emulator,-DFASTRNN_SANITIZE=$(ASAN))
 
 cuda-tsan: $(VENV)/.tools  ## small cases of them, each CUDA thread a thread of ThreadSanitizer
 	$(call cuda-test,cuda-tsan,-DFASTRNN_SANITIZE=thread)
 
-cuda-check: $(VENV)/.tools  ## the CUDA kernels compiled for every architecture, and the code read
-	python tests/cuda_static.py
+cuda-check: wheel-cuda  ## the machine code in the CUDA wheel, every architecture, read
+	python tests/cuda_static.py dist/*.whl
+
+# Before anything is built it says so where there is no GPU.
+gpu-check:  ## for GPU owners: tests and compute-sanitizer on the GPU, one report file
+	architecture=$$($(PYTHON) tests/gpu_check.py --architecture); \
+	$(MAKE) install CUDA=ON CUDA_ARCHITECTURES=$$architecture; \
+	python tests/gpu_check.py
+
+gpu-bench:  ## for GPU owners: times beside cuDNN, haste and FlashRNN: BENCH_ARGS="--set quick"
+	architecture=$$($(PYTHON) tests/gpu_check.py --architecture); \
+	$(MAKE) install CUDA=ON CUDA_ARCHITECTURES=$$architecture; \
+	python benchmarks/gpu.py $(BENCH_ARGS)
 
 example: cpp-test $(INSTALLED)  ## the installed C++ library, used by examples/cpp
 	cmake --install build/cpp --component cpp --prefix build/prefix
@@ -134,26 +153,39 @@ lint: $(INSTALLED)  ## ruff, mypy, clang-format and clang-tidy, changing nothing
 	mypy
 	clang-format --dry-run -Werror $(CXX_FILES)
 	cmake -S . -B build/cpp -G Ninja -DFASTRNN_BUILD_TESTS=ON $(MODULE) >/dev/null
-	find csrc tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
+	find csrc cuda tests/cpp -name '*.cpp' | xargs -P $(JOBS) -n 1 clang-tidy -p build/cpp --quiet
 
 format: $(INSTALLED)  ## let ruff and clang-format rewrite the files
 	ruff check --fix
 	ruff format
 	clang-format -i $(CXX_FILES)
 
-.PHONY: sdist wheel clean
+.PHONY: sdist wheel wheel-cuda clean
 sdist: $(INSTALLED)  ## source distribution in dist/
 	python -m build --sdist
 
 # The wheel is built from the sdist, in isolation, as a user's pip would.
-wheel: $(INSTALLED)  ## wheel in dist/, tried in an empty environment
+define build-wheel
 	rm -rf dist build/wheel build/smoke
-	python -m build --outdir build/wheel
+	python -m build --outdir build/wheel $(1)
 	mkdir -p dist && cp build/wheel/*.tar.gz dist/
-	auditwheel repair -w dist build/wheel/*.whl || cp build/wheel/*.whl dist/
+	auditwheel repair -w dist build/wheel/*.whl $(2)
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install $(TORCH) dist/*.whl
+endef
+# What a wheel with the kernels of every architecture may weigh.
+LARGEST_WHEEL := 60000000
+
+wheel: $(INSTALLED)  ## wheel in dist/, tried in an empty environment
+	$(call build-wheel,,|| cp build/wheel/*.whl dist/)
 	cd build/smoke && bin/python ../../.ci/smoke.py
+
+# Without nvcc in the path and without a GPU it must be imported all the same.
+wheel-cuda: $(INSTALLED)  ## wheel with the CUDA kernels too, tried without nvcc and GPU
+	$(call build-wheel,-C cmake.define.FASTRNN_CUDA=ON -C cmake.define.FASTRNN_WERROR=ON)
+	size=$$(stat -c %s dist/*.whl); echo "CUDA wheel: $$size bytes of at most $(LARGEST_WHEEL)"; \
+	  test $$size -le $(LARGEST_WHEEL)
+	cd build/smoke && PATH=/usr/bin:/bin CUDA_VISIBLE_DEVICES= bin/python ../../.ci/smoke.py --cuda
 
 # The wheel, not the source tree. torch's own wheels bring several gigabytes each, so one at a time.
 versions: wheel  ## the core of the Python tests with other versions of torch: TORCH_VERSIONS="2.4.0"

@@ -190,18 +190,20 @@ def cases(
     """Return the cases of a set, or of one shape, smallest first, so that results come early."""
     listed = []
     if not isinstance(chosen, str):
-        listed += [Case(c, mode, *chosen, dtype, ragged, "given") for c in cells for mode in modes]
+        listed += [
+            Case(c, mode, *chosen, dtype, ragged, source="given") for c in cells for mode in modes
+        ]
     elif chosen != "deepbench":
         source, shapes = ("quick", QUICK) if chosen == "quick" else ("everyday", EVERYDAY)
         listed += [
-            Case(cell, mode, *shape, dtype, ragged and mode != "streaming", source)
+            Case(cell, mode, *shape, dtype, ragged and mode != "streaming", source=source)
             for cell in cells
             for mode in modes
             for shape in (STREAMING if mode == "streaming" else shapes)
         ]
     if chosen in ("deepbench", "all"):
         listed += [
-            Case(cell, mode, *shape, dtype, ragged, "deepbench")
+            Case(cell, mode, *shape, dtype, ragged, source="deepbench")
             for cell, mode, shape in deepbench()
             if cell in cells and mode in modes
         ]

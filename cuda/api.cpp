@@ -45,7 +45,8 @@ Sizes sizes(const Problem& p, const Plan& plan) {
 }
 
 void forward(const Problem& p, const Plan& plan, const ForwardBuffers& b, Stream stream) {
-  FASTRNN_CHECK(!plan.backward, "plan must be one of the forward pass");
+  FASTRNN_CHECK(!plan.backward && plan.kernel != Kernel::kStream,
+                "plan must be one of the forward pass");
   if (p.B == 0) return;
   check_weights(p, b.w_hh, b.w_hr);
   const Sizes s = sizes(p, plan);
@@ -72,6 +73,22 @@ void backward(const Problem& p, const Plan& plan, const BackwardBuffers& b, Stre
   FASTRNN_CHECK(!s.saved || b.reserve, "reserve must not be null");
   FASTRNN_CHECK(!s.workspace || b.workspace, "workspace must have " << s.workspace << " bytes");
   functions_of(p, plan).backward(p, plan, b, stream);
+}
+
+size_t stream_bytes(const Problem& p, const Plan& plan) {
+  return StreamState(p, plan.layers, nullptr).bytes;
+}
+
+void stream_step(const Problem& p, const Plan& plan, const StreamBuffers& b, Stream stream) {
+  FASTRNN_CHECK(plan.kernel == Kernel::kStream, "plan must be one of stream_plan()");
+  if (p.B == 0) return;
+  FASTRNN_CHECK(b.x && b.y && b.state && b.weights, "x, y, state and weights must not be null");
+  for (int l = 0; l < plan.layers; ++l) {
+    const Weights& w = b.weights[l];
+    FASTRNN_CHECK(w.w_ih && w.w_hh, "w_ih and w_hh of layer " << l << " must not be null");
+    FASTRNN_CHECK(!p.P || w.w_hr, "w_hr of layer " << l << " must not be null when P > 0");
+  }
+  functions_of(p, plan).stream(p, plan, b, stream);
 }
 
 }  // namespace fastrnn::cuda

@@ -37,7 +37,8 @@ struct Device {
 
 // kStep: one launch (with a projection two) for each time step, any size.
 // kPersistent: one cooperative launch for the whole sequence, weights on chip.
-enum class Kernel { kStep, kPersistent };
+// kStream: one launch for one time step of a whole stack of layers.
+enum class Kernel { kStep, kPersistent, kStream };
 
 // How a pass will run. The times are a model's, never measured: see docs/cuda.md.
 struct Plan {
@@ -48,12 +49,15 @@ struct Plan {
   int rows = 0;         // sequences of a block
   int unit_blocks = 0;  // blocks side by side over the units ...
   int row_blocks = 0;   // ... and over the batch: groups that need no word from each other
+  int layers = 1;       // of the stack; more than one in a stream only
   int splits = 1;       // backward, persistent: parts of k in the second dimension of blocks
   int threads = 0;      // of a block
   int blocks = 0;       // of one launch, all directions
   int blocks_per_multiprocessor = 0;
   int64_t shared_bytes = 0;     // of a block
   int64_t weight_bytes = 0;     // of these, weights that stay for the whole sequence
+  int64_t register_bytes = 0;   // of weights that stay in a block's registers
+  int register_tiles = 0;       // ... as tiles of 16 rows of each warp: 0, 2 or 4
   int64_t broadcast_bytes = 0;  // all blocks of a step together read these through L2
   double product_us = 0, broadcast_us = 0, wait_us = 0;  // model, of a step
   double step_us = 0;                                    // model: their sum
@@ -98,6 +102,16 @@ struct BackwardBuffers {
   void* workspace = nullptr;  // Sizes::workspace bytes, aligned to 16; overwritten
 };
 
+// One time step of a stack of layers, its input products included: what serving needs.
+struct StreamBuffers {
+  const Weights* weights = nullptr;  // [layers], on the host, of device pointers
+  const void* x = nullptr;           // [B,I], rows x_row elements apart
+  int64_t x_row = 0;
+  void* y = nullptr;  // [B,O], rows y_row elements apart; the last layer's output; overwritten
+  int64_t y_row = 0;
+  void* state = nullptr;  // stream_bytes(), aligned to 16; read, and left one step further
+};
+
 // Of a cell. Gate g of the input product has the gradient number input[g] of dgates, gate g of the
 // recurrent product the number recurrent[g].
 struct Layout {
@@ -113,6 +127,12 @@ struct Sizes {
   int64_t saved = 0;     // values of the reserve for each row and unit
 };
 
+// What CUDA the driver is for (0: there is no driver) and which one this build came with, as
+// 1000 * major + 10 * minor.
+struct Versions {
+  int driver = 0, own = 0;
+};
+Versions versions();
 // Of the current device. Throws std::runtime_error when there is none.
 Device device_properties();
 // "T4", "A100", "H100", ...: properties from data sheets, for planning without the device.
@@ -133,5 +153,25 @@ void forward(const Problem& problem, const Plan& plan, const ForwardBuffers& buf
              Stream stream);
 void backward(const Problem& problem, const Plan& plan, const BackwardBuffers& buffers,
               Stream stream);
+
+// A stream: stream_set_state() once, then stream_step() for each time step, each one launch. The
+// state (h and c of all layers, and how far the stream is) stays in a buffer of the caller's, and
+// each step finds in it which half is the present one: a step captured into a CUDA graph can be
+// replayed any number of times, x and y being read and written where they were at the capture. Of
+// Problem, cell, dtype, activation, B, I (the first layer's), H and P count. All steps of a stream
+// need the same plan. A Python stream on CUDA is therefore: a plan and a state of stream_bytes()
+// made by torch.empty, set_state(0, 0) for reset(), and one call with the pointers of x, y and of
+// the module's own parameters (no packed copy: refresh() has nothing to do) for step().
+constexpr int kMostStreamLayers = 64;
+Plan stream_plan(const Problem& problem, int layers, const Device& device, bool tf32);
+size_t stream_bytes(const Problem& problem, const Plan& plan);
+void stream_step(const Problem& problem, const Plan& plan, const StreamBuffers& buffers,
+                 Stream stream);
+// h [layers,B,O] of the dtype, c [layers,B,H] float64 or float32, on the device; null: zeros. c is
+// read and written of cells with a second state only.
+void stream_set_state(const Problem& problem, const Plan& plan, void* state, const void* h,
+                      const void* c, Stream stream);
+void stream_get_state(const Problem& problem, const Plan& plan, const void* state, void* h, void* c,
+                      Stream stream);
 
 }  // namespace fastrnn::cuda

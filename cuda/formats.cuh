@@ -49,32 +49,65 @@ FASTRNN_DEVICE void multiply_halves(Float16, float (&sums)[4], const unsigned (&
 // j / 2 * 8 and column n * 8 + l % 4 * 2 + j % 2. Element (row, k) of `a` is at row * lda + k, or
 // with kTransposed at k * lda + row; element (column, k) of `b` at column * ldb + k.
 
+// Formats of the tensor cores make a product of fragments: Rows of 16 rows of `a`, Columns of 16 of
+// `b`. Rows need 4 registers and may stay there: hold() makes them of element(half, k), number k of
+// row lane / 4 + half * 8, as rows() does of shared memory.
+
 template <class S>
 struct Halves {
   using Storage = S;
   using Value = float;
   static constexpr int kStep = 16;
+  static constexpr bool kHolds = true;
+
+  struct Rows {
+    unsigned at[4];
+  };
+  struct Columns {
+    unsigned at[4];
+  };
+
+  static FASTRNN_DEVICE Columns columns(const S* b, int ldb) {
+    const int lane = thread_index() % 32, matrix = lane / 8, r = lane % 8;
+    Columns c;
+    load_matrices<false>(c.at, b + (matrix / 2 * 8 + r) * ldb + matrix % 2 * 8);
+    return c;
+  }
+  template <bool kTransposed>
+  static FASTRNN_DEVICE Rows rows(const S* a, int lda) {
+    const int lane = thread_index() % 32, matrix = lane / 8, r = lane % 8;
+    Rows rows;
+    load_matrices<kTransposed>(rows.at, kTransposed
+                                            ? a + (matrix / 2 * 8 + r) * lda + matrix % 2 * 8
+                                            : a + (matrix % 2 * 8 + r) * lda + matrix / 2 * 8);
+    return rows;
+  }
+  template <class Element>
+  static FASTRNN_DEVICE Rows hold(const Element& element) {
+    const int t = thread_index() % 4 * 2;
+    Rows rows;
+    for (int j = 0; j < 4; ++j) {
+      const int k = t + j / 2 * 8;
+      rows.at[j] = element(j % 2, k).bits | static_cast<unsigned>(element(j % 2, k + 1).bits) << 16;
+    }
+    return rows;
+  }
+  static FASTRNN_DEVICE void add(float (&sums)[2][4], Rows rows, const Columns& c) {
+    if (FASTRNN_PLANTED(kLaneMap)) {
+      const unsigned swapped = rows.at[1];
+      rows.at[1] = rows.at[2], rows.at[2] = swapped;
+    }
+    const unsigned first[2] = {c.at[0], c.at[1]}, second[2] = {c.at[2], c.at[3]};
+    multiply_halves(S(), sums[0], rows.at, first);
+    multiply_halves(S(), sums[1], rows.at, second);
+  }
 
   template <bool kTransposed, int kTiles>
   static FASTRNN_DEVICE void multiply(float (&sums)[kTiles][2][4], const S* a, int lda, const S* b,
                                       int ldb) {
-    const int lane = thread_index() % 32, matrix = lane / 8, r = lane % 8;
-    unsigned columns[4];
-    load_matrices<false>(columns, b + (matrix / 2 * 8 + r) * ldb + matrix % 2 * 8);
-    const unsigned first[2] = {columns[0], columns[1]}, second[2] = {columns[2], columns[3]};
-    for (int i = 0; i < kTiles; ++i) {
-      unsigned rows[4];
-      const S* tile = kTransposed ? a + i * 16 : a + i * 16 * lda;
-      load_matrices<kTransposed>(rows, kTransposed
-                                           ? tile + (matrix / 2 * 8 + r) * lda + matrix % 2 * 8
-                                           : tile + (matrix % 2 * 8 + r) * lda + matrix / 2 * 8);
-      if (FASTRNN_PLANTED(kLaneMap)) {
-        const unsigned swapped = rows[1];
-        rows[1] = rows[2], rows[2] = swapped;
-      }
-      multiply_halves(S(), sums[i][0], rows, first);
-      multiply_halves(S(), sums[i][1], rows, second);
-    }
+    const Columns c = columns(b, ldb);
+    for (int i = 0; i < kTiles; ++i)
+      add(sums[i], rows<kTransposed>(kTransposed ? a + i * 16 : a + i * 16 * lda, lda), c);
   }
 };
 
@@ -82,22 +115,47 @@ struct Tf32 {
   using Storage = float;
   using Value = float;
   static constexpr int kStep = 8;
+  static constexpr bool kHolds = true;
+
+  struct Rows {
+    unsigned at[4];
+  };
+  struct Columns {
+    unsigned at[2][2];
+  };
+
+  static FASTRNN_DEVICE Columns columns(const float* b, int ldb) {
+    const int g = thread_index() % 32 / 4, t = thread_index() % 4;
+    Columns c;
+    for (int n = 0; n < 2; ++n)
+      for (int j = 0; j < 2; ++j) c.at[n][j] = round_to_tf32(b[(n * 8 + g) * ldb + t + j * 4]);
+    return c;
+  }
+  template <class Element>
+  static FASTRNN_DEVICE Rows hold(const Element& element) {
+    const int t = thread_index() % 4;
+    Rows rows;
+    for (int j = 0; j < 4; ++j) rows.at[j] = round_to_tf32(element(j % 2, t + j / 2 * 4));
+    return rows;
+  }
+  template <bool kTransposed>
+  static FASTRNN_DEVICE Rows rows(const float* a, int lda) {
+    const int g = thread_index() % 32 / 4;
+    return hold([=](int half, int k) {
+      const int row = g + half * 8;
+      return kTransposed ? a[k * lda + row] : a[row * lda + k];
+    });
+  }
+  static FASTRNN_DEVICE void add(float (&sums)[2][4], const Rows& rows, const Columns& c) {
+    for (int n = 0; n < 2; ++n) multiply_tf32(sums[n], rows.at, c.at[n]);
+  }
 
   template <bool kTransposed, int kTiles>
   static FASTRNN_DEVICE void multiply(float (&sums)[kTiles][2][4], const float* a, int lda,
                                       const float* b, int ldb) {
-    const int g = thread_index() % 32 / 4, t = thread_index() % 4;
-    unsigned columns[2][2];
-    for (int n = 0; n < 2; ++n)
-      for (int j = 0; j < 2; ++j) columns[n][j] = round_to_tf32(b[(n * 8 + g) * ldb + t + j * 4]);
-    for (int i = 0; i < kTiles; ++i) {
-      unsigned rows[4];
-      for (int j = 0; j < 4; ++j) {
-        const int row = i * 16 + g + j % 2 * 8, k = t + j / 2 * 4;
-        rows[j] = round_to_tf32(kTransposed ? a[k * lda + row] : a[row * lda + k]);
-      }
-      for (int n = 0; n < 2; ++n) multiply_tf32(sums[i][n], rows, columns[n]);
-    }
+    const Columns c = columns(b, ldb);
+    for (int i = 0; i < kTiles; ++i)
+      add(sums[i], rows<kTransposed>(kTransposed ? a + i * 16 : a + i * 16 * lda, lda), c);
   }
 };
 
@@ -107,6 +165,7 @@ struct Plain {
   using Storage = V;
   using Value = V;
   static constexpr int kStep = 32 / static_cast<int>(sizeof(V));
+  static constexpr bool kHolds = false;  // four lanes would keep the same weights
 
   struct alignas(16) Vector {
     V at[16 / sizeof(V)];

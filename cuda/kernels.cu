@@ -2,6 +2,7 @@
 // below.
 #include "cells/list.h"
 #include "run_persistent.cuh"
+#include "run_stream.cuh"
 
 namespace fastrnn::cuda {
 namespace {
@@ -31,25 +32,46 @@ size_t workspace(const Problem& p, const Plan& plan) {
 }
 template <class C, class F>
 int64_t shared_bytes(const Problem& p, const Plan& plan) {
+  if (plan.kernel == Kernel::kStream) return StreamBlock<StreamTask<C, F>>::shared_bytes(plan.rows);
   if (plan.backward)
     return persistent(plan) ? backward_shape<C, F>(p, plan).bytes()
                             : StepTile<BackwardChain<C, F>>::shared_bytes(plan.rows);
+  if (persistent(plan) && p.P) return projected_task<C, F>(p, plan).bytes();
   return persistent(plan) ? forward_shape<C, F>(p, plan).bytes()
                           : StepTile<ForwardGates<C, F>>::shared_bytes(plan.rows);
 }
 template <class C, class F>
 int64_t weight_bytes(const Problem& p, const Plan& plan) {
   if (!persistent(plan)) return 0;
+  if (p.P) return projected_task<C, F>(p, plan).weight_bytes();
   return plan.backward ? backward_shape<C, F>(p, plan).weight_bytes()
                        : forward_shape<C, F>(p, plan).weight_bytes();
 }
 
+template <class C, class F>
+int64_t register_bytes(const Problem& p, const Plan& plan) {
+  if (!persistent(plan) || p.P) return 0;
+  return plan.backward ? backward_shape<C, F>(p, plan).register_bytes()
+                       : forward_shape<C, F>(p, plan).register_bytes();
+}
+
+// Without a compiler for CUDA there are no kernels to run, but plans can be made all the same.
+#ifdef FASTRNN_PLANS_ONLY
+#define FASTRNN_RUN(...) nullptr
+#else
+#define FASTRNN_RUN(...) __VA_ARGS__
+#endif
+
 template <class F>
 const Functions& table(Cell cell) {
-#define FASTRNN_ROW(type, enumerator, name)                                      \
-  static const Functions k##type = {run_forward<type, F>, run_backward<type, F>, \
-                                    workspace<type, F>, shared_bytes<type, F>,   \
-                                    weight_bytes<type, F>};                      \
+#define FASTRNN_ROW(type, enumerator, name)                             \
+  static const Functions k##type = {FASTRNN_RUN(run_forward<type, F>),  \
+                                    FASTRNN_RUN(run_backward<type, F>), \
+                                    FASTRNN_RUN(stream_run<type, F>),   \
+                                    workspace<type, F>,                 \
+                                    shared_bytes<type, F>,              \
+                                    weight_bytes<type, F>,              \
+                                    register_bytes<type, F>};           \
   if (cell == enumerator) return k##type;
   FASTRNN_CELLS(FASTRNN_ROW)
 #undef FASTRNN_ROW

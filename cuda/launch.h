@@ -8,10 +8,12 @@ namespace fastrnn::cuda {
 struct Functions {
   void (*forward)(const Problem&, const Plan&, const ForwardBuffers&, Stream);
   void (*backward)(const Problem&, const Plan&, const BackwardBuffers&, Stream);
+  void (*stream)(const Problem&, const Plan&, const StreamBuffers&, Stream);
   size_t (*workspace)(const Problem&, const Plan&);
-  // Shared memory of a block of a plan, and the part of it that weights take.
+  // Shared memory of a block of a plan, the part of it that weights take, and weights in registers.
   int64_t (*shared_bytes)(const Problem&, const Plan&);
   int64_t (*weight_bytes)(const Problem&, const Plan&);
+  int64_t (*register_bytes)(const Problem&, const Plan&);
 };
 
 // Numbers of a format, by index.
@@ -54,7 +56,7 @@ class Pieces {
     constexpr size_t kAlignment = 256;
     const size_t at = used_;
     used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return base_ && count ? static_cast<T*>(static_cast<void*>(base_ + at)) : nullptr;
+    return base_ && count ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
   size_t used() const { return used_; }
 
@@ -62,6 +64,37 @@ class Pieces {
   unsigned char* base_;
   size_t used_ = 0;
 };
+
+// Bytes of a stored number, and of one that the maths is done in.
+inline int64_t storage_bytes(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+inline int64_t value_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
+
+// The parts of a stream's state.
+struct StreamState {
+  StreamState(const Problem& p, int layers, void* base) {
+    Pieces pieces(base);
+    const int64_t O = p.P ? p.P : p.H;
+    h_bytes = layers * p.B * O * storage_bytes(p.dtype);
+    c_bytes = layout(p.cell).states > 1 ? layers * p.B * p.H * value_bytes(p.dtype) : 0;
+    arrivals = pieces.take<unsigned long long>(1);
+    h = pieces.take<unsigned char>(2 * h_bytes);
+    c = pieces.take<unsigned char>(c_bytes);
+    full = pieces.take<unsigned char>(p.P ? p.B * p.H * storage_bytes(p.dtype) : 0);
+    bytes = pieces.used();
+  }
+  unsigned long long* arrivals;  // of blocks, in all steps; see stream.cuh
+  void* h;                       // [2,L,B,O]
+  void* c;                       // [L,B,H]
+  void* full;                    // [B,H]
+  int64_t h_bytes, c_bytes;      // of one h, and of c
+  size_t bytes;
+};
+// Arrivals of blocks in one step.
+inline unsigned long long stream_arrivals(const Problem& p, const Plan& plan) {
+  return static_cast<unsigned long long>(plan.blocks) * plan.layers * (p.P ? 2 : 1);
+}
 
 inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -17,13 +17,17 @@ struct BackwardShape {
   int units, splits;   // outputs that a block finishes; unit ranges of the gates
   int range;           // units of such a range
   int columns, gates;  // sequences of a block; gates of a unit
+  int held;            // of the length, in registers
 
   FASTRNN_HD int outputs() const { return units * splits; }
   FASTRNN_HD int pairs() const { return (outputs() + T::kRows - 1) / T::kRows; }
   FASTRNN_HD int weights_pitch() const { return pairs() * T::kRows + T::kVector; }
   FASTRNN_HD int length() const { return (gates * range + T::kChunk - 1) / T::kChunk * T::kChunk; }
   FASTRNN_HD int pitch() const { return length() + T::kVector; }
-  FASTRNN_HD int64_t weights() const { return int64_t(length()) * weights_pitch(); }
+  FASTRNN_HD int64_t weights() const { return int64_t(length() - held) * weights_pitch(); }
+  FASTRNN_HD int64_t register_bytes() const {
+    return int64_t(pairs()) * T::kRows * held * int64_t(sizeof(Storage));
+  }
   FASTRNN_HD int64_t operand() const { return int64_t(columns) * pitch(); }
   FASTRNN_HD int64_t partial() const { return int64_t(kParts) * columns * T::kPitch; }
   FASTRNN_HD int64_t weight_bytes() const { return weights() * int64_t(sizeof(Storage)); }
@@ -58,18 +62,38 @@ struct PersistentBackward {
     return sums + ((group * ranges + r) * shape.splits + c) * shape.columns * shape.outputs();
   }
 
+  // The weights from the gate of number k to all outputs; null: there is none, zeros.
+  FASTRNN_DEVICE const Storage* weights_of(int d, int c, int k) const {
+    const int gate = k / shape.range, unit = c * shape.range + k % shape.range;
+    return gate < C::kRh && unit < cell.H
+               ? weights[d] + (static_cast<int64_t>(gate) * cell.H + unit) * cell.H
+               : nullptr;
+  }
   FASTRNN_DEVICE void load_weights(Storage* to, int d, int r, int c) const {
     const int across = shape.pairs() * T::kRows / T::kVector;
-    for (int i = thread_index(); i < shape.length() * across; i += kPersistentThreads) {
-      const int k = i / across, v = i % across * T::kVector;
-      const int gate = k / shape.range, unit = c * shape.range + k % shape.range;
-      const int u = r * shape.outputs() + v;
-      const bool inside = gate < C::kRh && unit < cell.H && v < shape.outputs() && u < cell.H;
-      copy16(to + k * shape.weights_pitch() + v,
-             weights[d] + (static_cast<int64_t>(gate) * cell.H + unit) * cell.H + u,
+    for (int i = thread_index(); i < (shape.length() - shape.held) * across;
+         i += kPersistentThreads) {
+      const int row = i / across, v = i % across * T::kVector, u = r * shape.outputs() + v;
+      const Storage* from = weights_of(d, c, shape.held + row);
+      const bool inside = from && v < shape.outputs() && u < cell.H;
+      copy16(to + row * shape.weights_pitch() + v, from + (inside ? u : 0),
              inside ? cell.H - u : 0);
     }
     cp_async_commit();
+  }
+  template <int kTiles>
+  FASTRNN_DEVICE void hold(Held<F, kTiles>& held, int d, int r, int c) const {
+    const int row = held_row<kTiles>() + thread_index() % 32 / 4;
+    FASTRNN_ROLLED
+    for (int i = 0; i < Held<F, kTiles>::kChunks; ++i) {
+      held.shift();
+      for (int tile = 0; tile < kTiles; ++tile)
+        held.last()[tile] = F::hold([&](int half, int k) {
+          const int output = row + tile * 16 + half * 8, u = r * shape.outputs() + output;
+          const Storage* from = weights_of(d, c, held_step<F>(i) + k);
+          return from && output < shape.outputs() && u < cell.H ? from[u] : Storage{};
+        });
+    }
   }
   // The gates' gradients that reach step t; of t < 0, those of each sequence's first step.
   FASTRNN_DEVICE const Storage* operand_of(int d, int t, int b) const {
@@ -124,9 +148,10 @@ struct PersistentBackward {
   }
 };
 
-template <class Task>
-FASTRNN_KERNEL(kPersistentThreads)
+template <class Task, int kHeldTiles>
+FASTRNN_KERNEL(kPersistentThreads, 1)
 persistent_backward(const Task task) {
+  using Format = typename Task::Format;
   using Storage = typename Task::Storage;
   using Value = typename Task::Value;
   const Timeline& time = task.cell.time;
@@ -136,6 +161,8 @@ persistent_backward(const Task task) {
   Storage* operand = weights + task.shape.weights();
   auto* partial = static_cast<Value*>(static_cast<void*>(operand + task.shape.operand()));
 
+  Held<Format, kHeldTiles> held = {};
+  if constexpr (kHeldTiles > 0) task.hold(held, d, r, c);
   task.load_weights(weights, d, r, c);
   const int start = time.reversed(d) ? time.T - 1 : time.last(b0);
   int passed = 0;
@@ -149,9 +176,12 @@ persistent_backward(const Task task) {
     task.load_operand(operand, d, t, b0, c);
     cp_async_wait<0>();
     block_barrier();
-    multiply<typename Task::Format, true>(weights, task.shape.weights_pitch(), task.shape.pairs(),
-                                          operand, task.shape.columns, task.shape.length(),
-                                          partial);
+    if constexpr (kHeldTiles > 0)
+      multiply<Format, true>(held, weights, task.shape.weights_pitch(), operand, task.shape.columns,
+                             task.shape.length(), partial);
+    else
+      multiply<Format, true>(weights, task.shape.weights_pitch(), task.shape.pairs(), operand,
+                             task.shape.columns, task.shape.length(), partial);
     block_barrier();
     if (splits > 1) {
       task.leave(d, r, c, partial);

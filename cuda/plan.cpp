@@ -46,10 +46,6 @@ double rate(const Device& device, Format format) {
   }
 }
 
-int64_t element(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
 void check_problem(const Problem& p, const Device& device, bool tf32) {
   FASTRNN_CHECK(p.dtype != Dtype::kInt8, "dtype must be a floating-point one on CUDA, got int8");
   FASTRNN_CHECK(p.T >= 1 && p.B >= 0 && p.H >= 1 && p.P >= 0 && p.P < p.H,
@@ -85,6 +81,7 @@ struct Planner {
   bool fits(Plan& plan) const {
     plan.shared_bytes = kernels.shared_bytes(p, plan);
     plan.weight_bytes = kernels.weight_bytes(p, plan);
+    plan.register_bytes = kernels.register_bytes(p, plan);
     if (plan.shared_bytes > device.shared_per_block) return false;
     constexpr int64_t kReserved = 1024;
     const int64_t most =
@@ -96,7 +93,7 @@ struct Planner {
   }
 
   void model(Plan& plan, int64_t tile_rows, int64_t length, int64_t launches) const {
-    const int64_t size = element(p.dtype);
+    const int64_t size = storage_bytes(p.dtype);
     const bool stays = plan.kernel == Kernel::kPersistent;
     const int64_t read = (stays ? 0 : tile_rows) + plan.rows;
     plan.broadcast_bytes = plan.blocks * read * length * size;
@@ -130,6 +127,47 @@ struct Planner {
     return plan;
   }
 
+  // Tiles of `rows_of_tile` rows of weights, a step of all layers: what each block reads through
+  // L2, and its products.
+  void model_stream(Plan& plan, int64_t tiles, int64_t projection_tiles) const {
+    const double sweeps = double(quotient_up(tiles, plan.blocks));
+    const double projections = double(quotient_up(projection_tiles, plan.blocks));
+    const double numbers =  // of the sums of one block
+        sweeps * double(p.I + O() + (plan.layers - 1) * 2 * O()) +
+        projections * double(plan.layers * p.H);
+    constexpr int kTileRows = 32;
+    const double bytes = numbers * (kTileRows + plan.rows) * double(storage_bytes(p.dtype));
+    plan.broadcast_bytes = static_cast<int64_t>(bytes) * plan.blocks;
+    plan.product_us = numbers * kTileRows * plan.rows /
+                      (rate(device, format) * kReached * device.clock_ghz * 1e3);
+    plan.broadcast_us = bytes * device.multiprocessors / (device.l2_gb_per_s * 1e3);
+    const int phases = plan.layers * (p.P ? 2 : 1);
+    plan.wait_us = device.launch_us + (plan.blocks > 1 ? device.barrier_us * (phases - 1) : 0);
+    plan.step_us = plan.product_us + plan.broadcast_us + plan.wait_us;
+  }
+  // Few blocks, down to one, where waiting costs more than they save.
+  Plan stream(int layers) const {
+    constexpr int kFew = 16, kMany = 32, kThreadsPerRow = 8, kProjectionUnits = 32;
+    Plan plan, best;
+    plan.kernel = Kernel::kStream, plan.tf32 = format == kFormatTf32, plan.layers = layers;
+    plan.units = 32 / gates() / 8 * 8, plan.rows = p.B <= kFew ? kFew : kMany;
+    plan.unit_blocks = static_cast<int>(quotient_up(p.H, plan.units));
+    plan.row_blocks = static_cast<int>(quotient_up(std::max<int64_t>(p.B, 1), plan.rows));
+    plan.threads = plan.rows * kThreadsPerRow;
+    const int tiles = plan.unit_blocks * plan.row_blocks;
+    const auto projections = quotient_up(p.P, kProjectionUnits) * plan.row_blocks;
+    const int most = std::min(tiles, device.multiprocessors);
+    for (plan.blocks = 1;; plan.blocks = std::min(2 * plan.blocks, most)) {
+      FASTRNN_CHECK(fits(plan), "the GPU has " << device.shared_per_block
+                                               << " bytes of shared memory for a block, a stream "
+                                                  "needs "
+                                               << plan.shared_bytes);
+      model_stream(plan, tiles, projections);
+      if (!best.blocks || plan.step_us < best.step_us) best = plan;
+      if (plan.blocks == most) return best;
+    }
+  }
+
   Plan persistent_of(bool backward, int units, int rows, int splits) const {
     constexpr int kThreads = 256;
     Plan plan;
@@ -141,19 +179,36 @@ struct Planner {
     plan.blocks = plan.unit_blocks * plan.row_blocks * p.directions;
     return plan;
   }
+  // The product with W_hh and then that with W_hr.
+  void model_projected(Plan& plan, int64_t tile_rows) const {
+    Plan projection = plan;
+    model(projection, quotient_up(p.P, plan.unit_blocks), p.H, 1);
+    model(plan, tile_rows, p.P, 1);
+    plan.broadcast_bytes += projection.broadcast_bytes;
+    plan.product_us += projection.product_us, plan.broadcast_us += projection.broadcast_us;
+    plan.wait_us += projection.wait_us, plan.step_us += projection.step_us;
+  }
+  // With weights in registers if they do not fit into shared memory.
   void consider(Plan plan, Plan& best) const {
-    if (!fits(plan)) return;
     const int64_t outputs = plan.units * plan.splits;
-    if (plan.backward)
-      model(plan, outputs, gates() * quotient_up(p.H, plan.splits), 1);
+    const int64_t tile_rows = plan.backward ? outputs : gates() * plan.units;
+    if (!fits(plan)) {
+      const int64_t tiles = quotient_up(tile_rows, 32);  // of each of two groups of warps
+      const bool holds = !p.P && format != kFormatFloat32 && format != kFormatFloat64;
+      if (!holds || (tiles != 2 && tiles != 4)) return;
+      plan.register_tiles = static_cast<int>(tiles);
+      if (!fits(plan)) return;
+    }
+    if (p.P)
+      model_projected(plan, tile_rows);
     else
-      model(plan, gates() * plan.units, p.H, 1);
+      model(plan, tile_rows, plan.backward ? gates() * quotient_up(p.H, plan.splits) : p.H, 1);
     if (!best.blocks || plan.step_us < best.step_us) best = plan;
   }
   // The best shape that the device holds; `blocks` is 0 if it holds none.
   Plan persistent(bool backward) const {
     Plan best;
-    if (p.P || p.B < 1) return best;
+    if ((p.P && backward) || p.B < 1) return best;
     for (int rows = 16; rows <= 64; rows += 16)
       for (int units = 8; units < p.H + 8; units += 8)
         for (int splits = 1; splits <= (backward ? 16 : 1) && units * splits < p.H + 8; splits *= 2)
@@ -215,8 +270,10 @@ Plan plan(const Problem& p, const Device& device, bool backward, bool tf32) {
 
 Plan plan(const Problem& p, const Device& device, bool backward, bool tf32, Kernel kernel) {
   const Planner make = planner(p, device, tf32);
+  FASTRNN_CHECK(kernel != Kernel::kStream, "kernel must not be that of streams: see stream_plan()");
   if (kernel == Kernel::kStep) return make.step(backward);
-  FASTRNN_CHECK(!p.P, "the persistent kernel has no projection; use the step kernel");
+  FASTRNN_CHECK(!p.P || !backward,
+                "the persistent kernel's backward pass has no projection; use the step kernel");
   FASTRNN_CHECK(p.B > 0, "the persistent kernel needs a sequence, B is 0; use the step kernel");
   const Plan persistent = make.persistent(backward);
   FASTRNN_CHECK(persistent.blocks,
@@ -224,6 +281,15 @@ Plan plan(const Problem& p, const Device& device, bool backward, bool tf32, Kern
                                       << device.multiprocessors
                                       << " multiprocessors; use the step kernel");
   return persistent;
+}
+
+Plan stream_plan(const Problem& p, int layers, const Device& device, bool tf32) {
+  const Planner make = planner(p, device, tf32);
+  FASTRNN_CHECK(p.directions == 1 && !p.reverse, "a stream runs forward: directions must be 1");
+  FASTRNN_CHECK(p.I >= 1 && p.I < 1 << 20, "I must be in [1, 2^20), got " << p.I);
+  FASTRNN_CHECK(layers >= 1 && layers <= kMostStreamLayers,
+                "layers must be 1 to " << kMostStreamLayers << ", got " << layers);
+  return make.stream(layers);
 }
 
 }  // namespace fastrnn::cuda

@@ -20,8 +20,11 @@
 #else
 #include <cuda_runtime.h>
 
-#define FASTRNN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads of a block and, where given, blocks on a multiprocessor, which bound the registers.
+#define FASTRNN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define FASTRNN_DEVICE __device__ __forceinline__
+#define FASTRNN_UNROLL _Pragma("unroll")
+#define FASTRNN_ROLLED _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 
@@ -50,6 +53,14 @@ FASTRNN_DEVICE unsigned load_acquire(const unsigned* p) {
 FASTRNN_DEVICE void add_release(unsigned* p, unsigned n) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
 }
+FASTRNN_DEVICE unsigned long long load_acquire(const unsigned long long* p) {
+  unsigned long long v;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+FASTRNN_DEVICE void add_release(unsigned long long* p, unsigned long long n) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(p), "l"(n) : "memory");
+}
 
 // 16 bytes from global to shared memory past the registers and L1; only the first `bytes` are read,
 // the others become zero. Both addresses are multiples of 16.
@@ -59,14 +70,14 @@ FASTRNN_DEVICE void cp_async16(void* shared, const void* global, int bytes) {
                "l"(global), "r"(bytes)
                : "memory");
 #else
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (bytes == 16)
-    v = __ldcg(static_cast<const uint4*>(global));
-  else
-    for (int i = 0; i < bytes; ++i)
-      reinterpret_cast<unsigned char*>(&v)[i] =
-          __ldcg(static_cast<const unsigned char*>(global) + i);
-  *static_cast<uint4*>(shared) = v;
+  auto* to = static_cast<uint4*>(shared);
+  if (bytes == 16) {
+    *to = __ldcg(static_cast<const uint4*>(global));
+    return;
+  }
+  *to = make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < bytes; ++i)
+    static_cast<unsigned char*>(shared)[i] = __ldcg(static_cast<const unsigned char*>(global) + i);
 #endif
 }
 FASTRNN_DEVICE void cp_async_commit() {
@@ -199,6 +210,14 @@ int launch(void (*kernel)(Params), int grid_x, int grid_y, int grid_z, int threa
 }
 inline int clear(void* memory, size_t bytes, void* stream) {
   return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+inline int copy(void* to, const void* from, size_t bytes, void* stream) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
+                         static_cast<cudaStream_t>(stream));
+}
+inline int query_versions(Versions& versions) {
+  const cudaError_t error = cudaDriverGetVersion(&versions.driver);
+  return error == cudaSuccess ? cudaRuntimeGetVersion(&versions.own) : error;
 }
 // All of a device but what is assumed.
 inline int query_device(Device& device) {

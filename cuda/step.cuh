@@ -60,10 +60,37 @@ struct StepTile : Tile<typename Task::Format, Task::kTiles> {
       copy16(to + v, operand ? operand + k0 + v : operand,
              operand && k0 + v < length ? length - k0 - v : 0);
   }
+
+  // Adds all chunks, as they come through the stages, to this warp's sums. `operand` is the row of
+  // the sequence that this thread copies.
+  static FASTRNN_DEVICE void product(const Task& task, int d, int u0, int rows,
+                                     const Storage* operand, Storage* stages,
+                                     Value (&sums)[Task::kTiles][2][4]) {
+    const int chunks = (task.length() + kChunk - 1) / kChunk, size = stage(rows);
+    for (int c = 0; c < kStages - 1; ++c) {
+      if (c < chunks) load(task, d, u0, rows, c * kChunk, operand, stages + c * size);
+      cp_async_commit();
+    }
+    const int warp = thread_index() / 32, part = warp % kParts, column = warp / kParts * 16;
+    for (int c = 0; c < chunks; ++c) {
+      if (FASTRNN_PLANTED(kWaitCount))
+        cp_async_wait<kStages - 1>();
+      else
+        cp_async_wait<kStages - 2>();
+      if (!FASTRNN_PLANTED(kMissingBarrier)) block_barrier();
+      const int next = c + kStages - 1;
+      if (next < chunks)
+        load(task, d, u0, rows, next * kChunk, operand, stages + next % kStages * size);
+      cp_async_commit();
+      const Storage* from = stages + c % kStages * size;
+      Base::template add<Task::kTransposed>(sums, from, kWeightsPitch,
+                                            from + kWeights + column * kPitch, kPitch, part);
+    }
+  }
 };
 
 template <class Task>
-FASTRNN_KERNEL(kMostRows * 8)
+FASTRNN_KERNEL(kMostRows * 8, 2)
 step_kernel(const Task task) {
   using T = StepTile<Task>;
   using Storage = typename T::Storage;
@@ -73,29 +100,9 @@ step_kernel(const Task task) {
   if (!task.alive(d, b0)) return;  // sequences are sorted by length
 
   auto* stages = static_cast<Storage*>(static_cast<void*>(dynamic_shared()));
-  const Storage* operand = task.operand(d, b0 + thread_index() / 8);
-  const int chunks = (task.length() + T::kChunk - 1) / T::kChunk, size = T::stage(rows);
-  for (int c = 0; c < kStages - 1; ++c) {
-    if (c < chunks) T::load(task, d, u0, rows, c * T::kChunk, operand, stages + c * size);
-    cp_async_commit();
-  }
-
   const int warp = thread_index() / 32, part = warp % kParts, column = warp / kParts * 16;
   Value sums[Task::kTiles][2][4] = {};
-  for (int c = 0; c < chunks; ++c) {
-    if (FASTRNN_PLANTED(kWaitCount))
-      cp_async_wait<kStages - 1>();
-    else
-      cp_async_wait<kStages - 2>();
-    if (!FASTRNN_PLANTED(kMissingBarrier)) block_barrier();
-    const int next = c + kStages - 1;
-    if (next < chunks)
-      T::load(task, d, u0, rows, next * T::kChunk, operand, stages + next % kStages * size);
-    cp_async_commit();
-    const Storage* stage = stages + c % kStages * size;
-    T::template add<Task::kTransposed>(sums, stage, T::kWeightsPitch,
-                                       stage + T::kWeights + column * T::kPitch, T::kPitch, part);
-  }
+  T::product(task, d, u0, rows, task.operand(d, b0 + thread_index() / 8), stages, sums);
   cp_async_wait<0>();
   block_barrier();  // the stages become the partial sums
   auto* partial = static_cast<Value*>(static_cast<void*>(dynamic_shared()));

@@ -10,6 +10,9 @@ namespace fastrnn::cuda {
 
 constexpr int kParts = 4;
 
+// Chunks of k in the registers of a warp that has kTiles tiles: at most 128 registers of a thread.
+constexpr int held_chunks(int tiles) { return 32 / tiles; }
+
 template <class F, int kTiles>
 struct Tile {
   using Storage = typename F::Storage;
@@ -27,16 +30,21 @@ struct Tile {
     F::template multiply<kTransposed>(sums, weights + (kTransposed ? k * weights_pitch : k),
                                       weights_pitch, columns + k, pitch);
   }
-  // Partial sums go to partial[part][column][row].
-  static FASTRNN_DEVICE void leave(const Value (&sums)[kTiles][2][4], Value* partial, int width,
-                                   int part, int first_column) {
+  // Partial sums of a warp's tiles, the first of rows from `row`, go to
+  // partial[row / kRows][part][column][row % kRows].
+  template <int kTilesOfWarp>
+  static FASTRNN_DEVICE void leave(const Value (&sums)[kTilesOfWarp][2][4], Value* partial,
+                                   int width, int part, int first_column, int first_row = 0) {
     const int g = thread_index() % 32 / 4, t = thread_index() % 4 * 2;
-    for (int i = 0; i < kTiles; ++i)
+    for (int i = 0; i < kTilesOfWarp; ++i) {
+      const int tile_row = first_row + i * 16, pair = tile_row / kRows;
       for (int n = 0; n < 2; ++n)
         for (int j = 0; j < 4; ++j) {
-          const int row = i * 16 + g + j / 2 * 8, column = first_column + n * 8 + t + j % 2;
-          partial[(part * width + column) * kPitch + row] = sums[i][n][j];
+          const int row = tile_row % kRows + g + j / 2 * 8;
+          const int column = first_column + n * 8 + t + j % 2;
+          partial[((pair * kParts + part) * width + column) * kPitch + row] = sums[i][n][j];
         }
+    }
   }
   static FASTRNN_DEVICE Value total(Value start, const Value* partial, int width, int column,
                                     int row) {
@@ -46,5 +54,24 @@ struct Tile {
     return sum;
   }
 };
+
+// Weights of a warp that stay in its registers: kTiles tiles of 16 rows, of the first chunks of k
+// the step of its part. Two groups of kParts warps have half of a block's rows each.
+template <class F, int kTiles>
+struct Held {
+  static constexpr int kChunks = held_chunks(kTiles);
+  typename F::Rows at[kChunks][kTiles];
+
+  // Chunks come in one after the other at the end, in a loop that is not unrolled: unrolled, ptxas
+  // would begin with the addresses of all, and spill them.
+  FASTRNN_DEVICE void shift() {
+    FASTRNN_UNROLL
+    for (int i = 0; i + 1 < kChunks; ++i)
+      for (int tile = 0; tile < kTiles; ++tile) at[i][tile] = at[i + 1][tile];
+  }
+  FASTRNN_DEVICE typename F::Rows (&last()) [kTiles] { return at[kChunks - 1]; }
+};
+template <class F>
+struct Held<F, 0> {};
 
 }  // namespace fastrnn::cuda

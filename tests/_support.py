@@ -24,6 +24,8 @@ CELLS = ("tanh", "relu", "lstm", "proj", "gru")
 DTYPES = (torch.float32, torch.float64)
 NUMBERS = ("x", "h0", "c0")  # the inputs a gradient can be asked for, besides the parameters
 ROOT = Path(__file__).resolve().parents[1]
+# Where `run` runs this library's modules; what they are held against stays on the CPU.
+DEVICE = torch.device(os.environ.get("FASTRNN_TEST_DEVICE", "cpu"))
 
 Tensors = dict[str, Tensor]
 
@@ -162,8 +164,12 @@ def run(
     """
     # More threads make torch no faster at sizes like these, and on a busy machine far slower.
     ours = type(module).__module__.startswith("fastrnn")
+    device = DEVICE if ours else torch.device("cpu")
     with threads(torch.get_num_threads() if ours else 1):
-        return _run(module, case, tensors, wants, heads, seed)
+        try:
+            return _run(module.to(device), case, tensors, wants, heads, seed, device)
+        finally:
+            module.cpu()
 
 
 def _run(
@@ -173,27 +179,28 @@ def _run(
     wants: Iterable[str] | None,
     heads: Iterable[str] | None,
     seed: int,
+    device: torch.device,
 ) -> Tensors:
     parameters = dict(module.named_parameters())
     dtype = next(iter(parameters.values())).dtype
     tensors = case.inputs(dtype) if tensors is None else tensors
     everything = [*tensors, *parameters]
     wants = [n for n in everything if wants is None or n in set(wants)]
-    leaves = {n: t.detach().requires_grad_(n in wants) for n, t in tensors.items()}
+    leaves = {n: t.detach().to(device).requires_grad_(n in wants) for n, t in tensors.items()}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in wants)
     torch.manual_seed(seed)  # dropout
     outputs = call(module, case, leaves)
-    results = {name: tensor.detach().clone() for name, tensor in outputs.items()}
+    results = {name: tensor.detach().clone().cpu() for name, tensor in outputs.items()}
     if wants:
         torch.manual_seed(seed + 1)
         used = [n for n in outputs if heads is None or n in set(heads)]
-        upstream = [torch.randn(outputs[n].shape).to(dtype) for n in used]
+        upstream = [torch.randn(outputs[n].shape).to(device, dtype) for n in used]
         sources = leaves | parameters
         gradients = torch.autograd.grad(
             [outputs[n] for n in used], [sources[n] for n in wants], upstream
         )
-        results |= {f"d.{n}": g for n, g in zip(wants, gradients, strict=True)}
+        results |= {f"d.{n}": g.cpu() for n, g in zip(wants, gradients, strict=True)}
     return results
 
 

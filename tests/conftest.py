@@ -17,10 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 
-from fastrnn import _ops
-
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
+
+import _cuda_emulated
+from fastrnn import _ops
 
 MNIST = TESTS.parents[1] / "shared" / "data" / "mnist-10k"
 
@@ -32,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: the subset that test_isa.py runs on every ISA")
     if "s" not in config.option.reportchars:
         config.option.reportchars += "s"  # a skipped test is always named
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-emulated",
+        action="store_true",
+        help="run the CUDA engine, its kernels emulated, on CPU tensors",
+    )
 
 
 def _poisoned(allocate: Any) -> Any:
@@ -69,6 +78,15 @@ def surroundings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose the engine that the tests are for."""
+    if request.config.option.cuda_emulated:
+        _cuda_emulated.install(monkeypatch)
+    elif "FASTRNN_TEST_DEVICE" in os.environ:
+        _cuda_emulated.set_tf32(monkeypatch, False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,9 @@ IMPORT_ORDER = (
         "_problem",
         "_errors",
         "_checks",
+        "_cuda",
+        "_cuda_device",
+        "_cuda_ops",
         "_ops",
         "_reference",
         "_second_order",
@@ -74,7 +78,7 @@ IMPORT_ORDER = (
         "_base",
     ]
     + [f"cells.{name}" for name in CELLS]
-    + ["cells", "functional", "quantize"]
+    + ["cells", "functional", "quantize", "cuda"]
     + [
         "reservoir.matrices",
         "reservoir._engine",
@@ -112,6 +116,8 @@ IMPORT_ORDER = (
     + ["loaded", "onnx_node", "keras_layer", "truncated", "stateful"]
     + ["acceleration", "compat", "conversion", "__init__", "__main__"]
 )
+# Who alone may import a compiled module.
+GATES = {"_core": "_ops", "_cuda": "_cuda_device"}
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")
 NAMES_CELLS = re.compile(r"cells/\w+\.h|" + re.escape(PUBLIC))
@@ -169,7 +175,8 @@ def test_includes(path: Path) -> None:
                 f"{relative(path)} must not include {target}"
             )
         elif name.startswith(("pybind11", "Python", "torch", "ATen", "c10")):
-            assert place == "bindings", f"{relative(path)} includes {name}"
+            bindings = place == "bindings" or relative(path) == "cuda/module.cpp"
+            assert bindings, f"{relative(path)} includes {name}"
             assert not name.startswith(("torch", "ATen", "c10")), "the core is free of torch"
         elif name.endswith("intrin.h") or name == "arm_neon.h":
             assert place == "simd", f"{relative(path)} includes {name}"
@@ -251,7 +258,7 @@ def test_imports(path: Path) -> None:
         module = module_of(name)
         if module is not None:
             assert IMPORT_ORDER.index(module) < IMPORT_ORDER.index(own), f"{own} imports {name}"
-            assert module != "_core" or own == "_ops", f"{own} imports {name}, not by way of _ops"
+            assert module not in ("_core", "_cuda") or own == GATES[module], f"{own} imports {name}"
         else:
             assert name.split(".")[0] in {
                 "__future__",
@@ -312,11 +319,15 @@ def test_files_are_short(folder: str) -> None:
     assert not long
 
 
-def test_stub_matches_the_module() -> None:
-    """The types of the compiled module are those that mypy reads."""
-    core = pytest.importorskip("fastrnn._core")
-    tree = ast.parse((PACKAGE / "_core.pyi").read_text())
+@pytest.mark.parametrize("name", GATES)
+def test_stub_matches_the_module(name: str) -> None:
+    """The types of a compiled module are those that mypy reads."""
+    module = importlib.import_module(f"fastrnn.{name}")
+    tree = ast.parse((PACKAGE / f"{name}.pyi").read_text())
     stub = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    real = {n for n in dir(core) if not n.startswith("__")}
-    assert {n for n in stub if not n.startswith("_")} <= real
-    assert {n for n in real if callable(getattr(core, n)) and not n.startswith("_")} <= stub
+    real = {n for n in dir(module) if not n.startswith("__")}
+    expected = {n for n in stub if not n.startswith("_")}
+    if not getattr(module, "has_kernels", True):
+        expected -= {"versions", "device_properties", "forward", "backward", "Stream"}
+    assert expected <= real
+    assert {n for n in real if callable(getattr(module, n)) and not n.startswith("_")} <= stub

@@ -14,6 +14,7 @@ if tuple(int(number) for number in _torch.__version__.split(".")[:2]) < (2, 4):
     )
 
 from . import compat as compat
+from . import cuda as cuda
 from . import functional as functional
 from . import reservoir as reservoir
 from ._ops import available_isas as available_isas
@@ -67,6 +68,7 @@ __all__ = [
     "available_isas",
     "compat",
     "convert",
+    "cuda",
     "from_keras",
     "from_onnx_node",
     "functional",

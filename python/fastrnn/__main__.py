@@ -9,15 +9,22 @@ import torch
 
 import fastrnn
 
+from . import _cuda_device
+
 
 def _cuda() -> str:
     if not torch.cuda.is_available():
         built = torch.version.cuda or "no"
-        return f"not available (torch is built with CUDA: {built}); fastrnn has no CUDA kernels yet"
+        return f"not available (torch is built with CUDA: {built}); {_kernels()}"
     names = ", ".join(
         torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
     )
-    return f"{names} (CUDA {torch.version.cuda}); fastrnn has no CUDA kernels yet"
+    return f"{names} (CUDA {torch.version.cuda}); {_kernels()}"
+
+
+def _kernels() -> str:
+    has = _cuda_device.module().has_kernels
+    return "fastrnn is built with CUDA kernels" if has else "fastrnn is built without CUDA kernels"
 
 
 def report() -> dict[str, str]:

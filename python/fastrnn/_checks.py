@@ -47,7 +47,7 @@ def is_fake(owner: str, name: str, tensor: Tensor) -> bool:
         if not isinstance(tensor, FakeTensor):
             raise _errors.subclass(owner, name, tensor)
         fake = True
-    if tensor.device.type not in ("cpu", "meta"):
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise _errors.unsupported_device(owner, name, tensor)
     return fake
 
@@ -84,7 +84,7 @@ def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, in
         TypeError: if it is no tensor, or one that wraps another.
         RuntimeError: if its device, layout or shape are wrong, or T is 0.
     """
-    if type(x) in PLAIN and x.is_cpu:
+    if type(x) in PLAIN and (x.is_cpu or x.is_cuda):
         fake = False
     elif isinstance(x, Tensor):
         fake = is_fake(layer.owner, "input", x)
@@ -310,6 +310,35 @@ def gradients(
         dc_n = copy_if_needed(layer, "the gradient of c_n", dc_n)
         address(layer, "the gradient of c_n", dc_n)
     return dy, dh_n, dc_n
+
+
+def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
+    """Return a plain, contiguous input for one step of a stream.
+
+    Args:
+        layer: the first one.
+        x: input.
+        like: an empty tensor of the shape, dtype and device that it must have.
+
+    Raises:
+        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
+    """
+    check_like(layer, "input", x, like, False)
+    if x.shape != like.shape:
+        raise _errors.shape(layer.owner, "input", "(B, I)", like.shape, x)
+    x = copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
+    address(layer, "input", x)
+    return x
+
+
+def allocated(
+    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Allocate a gradient for each tensor that is there and whose gradient is wanted."""
+    return tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip(tensors, wanted, strict=True)
+    )
 
 
 def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:

@@ -97,8 +97,24 @@ def device(owner: str, name: str, x: Tensor, got: Tensor) -> Exception:
 def unsupported_device(owner: str, name: str, got: Tensor) -> Exception:
     """Return the error for a device there are no kernels for."""
     return RuntimeError(
-        f"{owner}: {name} must be on the CPU, got {got.device}, for which fastrnn has no kernels "
-        f"yet; move the module and its input with .to('cpu'), or use torch.nn.{owner} there"
+        f"{owner}: {name} must be on the CPU or a CUDA device, got {got.device}, for which fastrnn "
+        f"has no kernels; move the module and its input with .to('cpu'), or use torch.nn.{owner} "
+        "there"
+    )
+
+
+def cpu_only(owner: str, what: str, remedy: str) -> Exception:
+    """Return the error for what the CUDA engine does not do."""
+    return NotImplementedError(
+        f"{owner}: {what} is for the CPU only, got tensors on a CUDA device; {remedy}"
+    )
+
+
+def captured_lengths(owner: str) -> Exception:
+    """Return the error for rows that the host describes, within a CUDA graph."""
+    return RuntimeError(
+        f"{owner}: packed input, lengths and reset_mask must not be captured into a CUDA graph, as "
+        "the host reads them once; capture padded input without them"
     )
 
 

@@ -144,7 +144,7 @@ def _double_backward(
 
 def _autograd_on() -> AbstractContextManager[None]:
     excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in ("AutogradFunctionality", "AutogradCPU", "ADInplaceOrView"):
+    for key in ("AutogradFunctionality", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
     guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(
         torch._C._dispatch_tls_local_include_set(), excluded

@@ -1,7 +1,8 @@
-"""The one gate to the compiled module: checks, allocation, and nothing else.
+"""The one gate to the compiled modules: checks, allocation, and the choice of an engine.
 
 Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
-dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``.
+dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``. What has been
+checked goes to ``_cuda_ops`` if it is on a GPU (``_cuda_device.takes``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import _checks, _errors
+from . import _checks, _cuda_device, _cuda_ops, _errors
 from ._problem import Layer, Ragged
 
 try:
@@ -49,6 +50,7 @@ _NO_TABLE = (0, 0, 0)
 class _StreamLike(Protocol):
     batch_size: int
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def cell_dtype(self) -> torch.dtype: ...
@@ -292,6 +294,11 @@ def forward(
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
+    if _cuda_device.takes(x):
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
+        _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
+        return y, h_n, c_n, reserve
 
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
@@ -370,19 +377,19 @@ def backward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    results = tuple(
-        t.new_empty(t.shape) if want and t is not None else None
-        for t, want in zip((x, h0, c0, *weights), wanted, strict=True)
-    )
-    if fake:
-        return results
-    if B == 0:
-        return tuple(None if t is None else t.zero_() for t in results)
-
-    dx, dh0, dc0, *dweights = results
+    if fake or B == 0:
+        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
+    if _cuda_device.takes(x):
+        states = (h0, c0), (h0_address, c0_address)
+        call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
+        return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
+
+    results = _checks.allocated((x, h0, c0, *weights), wanted)
+    dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
@@ -418,7 +425,14 @@ def backward(
     return results
 
 
-def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _core.Stream:
+def stream_device(weight: Tensor) -> torch.device:
+    """Return the device of a stream: the weights', or the CPU if no engine runs there."""
+    return weight.device if _cuda_device.takes(weight) else _CPU
+
+
+def open_stream(
+    layers: Sequence[Layer], dtype: torch.dtype, batch: int, like: Tensor
+) -> _core.Stream | _cuda_ops.Stream:
     """Make the engine's side of a stream; its weights are loaded by ``load_stream``.
 
     Raises:
@@ -426,49 +440,38 @@ def open_stream(layers: Sequence[Layer], dtype: torch.dtype, batch: int) -> _cor
     """
     if dtype not in _checks.DTYPES:
         raise _errors.unsupported_dtype(layers[0].owner, dtype)
+    if _cuda_device.takes(like):
+        return _cuda_ops.Stream(layers, dtype, batch, like.device)
     plan = _plan(layers[0], dtype, 1, batch, False, False, 0, 1, _core.isa())
     return _core.Stream(plan.problem, len(layers))
 
 
 def load_stream(
-    engine: _core.Stream,
+    engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     weights: Sequence[Sequence[Tensor | None]],
-    dtype: torch.dtype,
+    stream: _StreamLike,
 ) -> None:
-    """Pack the weights of all layers into a stream.
+    """Copy the weights of all layers into a stream.
 
     Raises:
         RuntimeError, ValueError, TypeError: as ``forward`` does for weights.
     """
-    like = torch.empty(0, dtype=dtype, device=_CPU)
+    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
     checked = [
         _checks.quantized_weights(layer, like, own)
         if layer.quantized
         else _checks.weights(layer, like, own, False)
         for layer, own in zip(layers, weights, strict=True)
     ]
-    engine.load([address for addresses, _copies in checked for address in addresses])
-
-
-def stream_input(layer: Layer, x: Tensor, stream: _StreamLike) -> Tensor:
-    """Return a plain, contiguous input for one step of a stream.
-
-    Raises:
-        RuntimeError, TypeError: if shape, dtype, device or type are wrong.
-    """
-    like = torch.empty(0, dtype=stream.dtype, device=_CPU)
-    _checks.check_like(layer, "input", x, like, False)
-    if x.shape != (stream.batch_size, layer.input_size):
-        expected = (stream.batch_size, layer.input_size)
-        raise _errors.shape(layer.owner, "input", "(B, I)", expected, x)
-    x = _checks.copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
-    _checks.address(layer, "input", x)
-    return x
+    if isinstance(engine, _cuda_ops.Stream):
+        engine.load([weight for own in weights for weight in own])
+    else:
+        engine.load([address for addresses, _copies in checked for address in addresses])
 
 
 def set_stream_state(
-    engine: _core.Stream,
+    engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     states: tuple[Tensor, Tensor | None],
     stream: _StreamLike,
@@ -485,7 +488,7 @@ def set_stream_state(
     kept = []
     for name, value, dtype in (("h0", h, stream.dtype), ("c0", c, stream.cell_dtype)):
         if value is not None:
-            like = torch.empty(0, dtype=dtype, device=_CPU)
+            like = torch.empty(0, dtype=dtype, device=stream.device)
             _checks.check_like(layer, name, value, like, False)
             _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
             kept.append(_checks.copy_if_needed(layer, name, value))

@@ -66,7 +66,7 @@ def time_major(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[Tensor, 
         offsets = ragged.offsets.tolist()
         if ragged.rows is not None:
             x = (x.transpose(0, 1) if layer.x_batch_first else x).flatten(0, 1)
-            x = x.index_select(0, ragged.rows)
+            x = x.index_select(0, ragged.rows.to(x.device))
         return x, [b - a for a, b in itertools.pairwise(offsets)], ragged.B
     if layer.step:
         return x, [x.shape[0]], x.shape[0]
@@ -85,7 +85,7 @@ def caller_layout(
     T, B = (x.shape[1], x.shape[0]) if layer.x_batch_first else x.shape[:2]
     if ragged is not None and ragged.rows is not None:
         padding = rows.new_zeros(T * B, rows.shape[-1])
-        rows = padding.index_copy(0, ragged.rows, rows)
+        rows = padding.index_copy(0, ragged.rows.to(rows.device), rows)
     y = rows.view(T, B, rows.shape[-1])
     return y.transpose(0, 1) if batch_first else y
 
@@ -113,7 +113,7 @@ def output_rows(layer: Layer, y: Tensor, ragged: Ragged | None) -> Tensor:
         return y
     rows = (y.transpose(0, 1) if layer.y_batch_first else y).reshape(-1, layer.width)
     if ragged is not None and ragged.rows is not None:
-        return rows.index_select(0, ragged.rows)
+        return rows.index_select(0, ragged.rows.to(rows.device))
     return rows
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _ops, _reference
+from . import _cuda_device, _ops, _reference
 from ._checks import value_dtype
 from ._problem import Layer, Ragged, Weights
 
@@ -113,7 +113,11 @@ def double_backward(
             info["state_slots"],
         )
         gates = [dgates[d][:, of].flatten(1) for of in (info["of_input"], info["of_recurrent"])]
-        dstates = dgates[d][:, info["gradients"] :].unbind(1)
+        dstates: Sequence[Tensor] = dgates[d][:, info["gradients"] :].unbind(1)
+        if not dstates:
+            ends = _reference.initial_states(layer, x, dfinal, batch, d)
+            dy_own = None if dy_rows is None else _reference.columns(layer, dy_rows, d)
+            dstates = _state_gradients(own, gates[1], dy_own, ends)
         parts.append(
             _differentiate(
                 own,
@@ -133,7 +137,8 @@ def double_backward(
 def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     """Allocate what ``_ops.backward`` leaves the gradients of the pre-activations in."""
     info = _ops.cell_info(layer.spec.name)
-    count = info["gradients"] + info["states"]
+    # The CUDA engine keeps those of the pre-activations only.
+    count = info["gradients"] + (0 if _cuda_device.takes(x) else info["states"])
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
     shape = (layer.directions, rows, count, layer.hidden_size)
     return x.new_empty(shape, dtype=value_dtype(x.dtype))
@@ -388,6 +393,30 @@ def _output_gradients(own: _Direction, rh: Tensor, dy: Tensor | None, dh_n: Tens
         gradients[begin:end] = ends[: end - begin]
         ends[: end - begin] = sent[begin:end]
     return gradients if dy is None else gradients + dy
+
+
+def _state_gradients(
+    own: _Direction, rh: Tensor, dy: Tensor | None, dfinal: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradient of every step's output before a projection, and of further states."""
+    _, w_hh, _, _, w_hr = own.weights
+    assert w_hh is not None
+    sent = rh @ w_hh  # to the output of the step before
+    chain = _Chain(dfinal)
+    found: list[list[Tensor]] = [[] for _ in dfinal]
+    for begin, end in reversed(own.spans):
+        dh, *ds = chain.read(end - begin)
+        dh = dh if dy is None else dh + dy[begin:end]
+        after = [dh if w_hr is None else dh @ w_hr, *ds]
+        new = [sent[begin:end], *(torch.zeros_like(d) for d in ds)]
+        for row, d in zip(own.jacobian, after, strict=True):
+            for i, a in enumerate(row[2:]):
+                if a is not None:
+                    new[i] = _plus(new[i], a[begin:end], d)
+        for kept, d in zip(found, after, strict=True):
+            kept.append(d)
+        chain.write(new)
+    return [_in_order(own, part[::-1]) for part in found]
 
 
 def _sources(own: _Direction, first: _Adjoints, tangents: list[Tensor | None]) -> Gradients:

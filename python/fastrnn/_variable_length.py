@@ -49,11 +49,11 @@ class Segments:
         """Turn initial states (L*D, B, F) into those of the segments, (L*D, S, F)."""
         if state is None:
             return None
-        entered = state.index_select(1, self.owner)
+        entered = state.index_select(1, self.owner.to(state.device))
         if self.fresh is None:
             return entered
         by_direction = entered.view(state.shape[0] // directions, directions, *entered.shape[1:])
-        mask = self.fresh[:directions].unsqueeze(-1)
+        mask = self.fresh[:directions].unsqueeze(-1).to(state.device)
         return by_direction.masked_fill(mask, 0.0).flatten(0, 1)
 
     def leave(self, state: Tensor, initial: Tensor | None, directions: int) -> Tensor:
@@ -61,16 +61,16 @@ class Segments:
         if self.ragged.B == 0:
             shape = (state.shape[0], self.last.shape[1], state.shape[2])
             return state.new_zeros(shape) if initial is None else initial.clone()
-        at = self.last[:directions]
+        at = self.last[:directions].to(state.device)
         if self.fresh is None:
             left = state.index_select(1, at[0])
         else:
             by_direction = state.view(state.shape[0] // directions, directions, *state.shape[1:])
-            which = torch.arange(directions).unsqueeze(1)
+            which = torch.arange(directions, device=state.device).unsqueeze(1)
             left = by_direction[:, which, at].flatten(0, 1)
         if self.empty is None:
             return left
-        mask = self.empty.unsqueeze(-1)
+        mask = self.empty.unsqueeze(-1).to(state.device)
         if initial is None:
             return left.masked_fill(mask, 0.0)
         return torch.where(mask, initial, left)
@@ -157,6 +157,8 @@ def _array(array: npt.NDArray[Any] | None) -> int:
 
 
 def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> Bools:
+    if isinstance(mask, Tensor) and mask.is_cuda:
+        mask = mask.cpu()
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or not mask.is_cpu:
         got = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
         raise _errors.segments(
@@ -173,6 +175,7 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
     if lengths is None:
         return None
     if isinstance(lengths, Tensor):
+        lengths = lengths.cpu() if lengths.is_cuda else lengths
         right = lengths.dtype in (torch.int64, torch.int32) and lengths.is_cpu
         got: object = f"{lengths.dtype} on {lengths.device}"
         given = lengths.detach().numpy() if right else np.empty(0)

@@ -170,7 +170,7 @@ def _why_not_ours(module: torch.nn.Module, known: bool) -> str | None:
     if not known:
         return "it is a subclass, which may rely on torch's code"
     for name, weight in module.named_parameters():
-        if weight.device.type not in ("cpu", "meta"):
+        if weight.device.type not in ("cpu", "cuda", "meta"):
             return f"{name} is on {weight.device}, for which there are no kernels"
         if weight.dtype not in _checks.DTYPES:
             return f"{name} is {weight.dtype}, for which there are no kernels"

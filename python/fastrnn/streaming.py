@@ -18,20 +18,22 @@ class Stream:
     r"""Step through a module's layers, one time step a call.
 
     Made by :meth:`fastrnn.LSTM.stream` and its like. After steps :math:`x_1 \dots x_t` the outputs
-    are, bitwise, those of the module in ``eval()`` mode on the whole sequence.
+    are those of the module in ``eval()`` mode on the whole sequence: on the CPU bitwise, on a GPU
+    but for rounding, for there the products with the input are part of a step. On a GPU a step is
+    one launch through all layers, which can be captured into a CUDA graph.
 
-    The weights are a snapshot, packed once; :meth:`refresh` takes the module's present ones. No
+    The weights are a snapshot, copied once; :meth:`refresh` takes the module's present ones. No
     gradients are recorded. A stream must not be used by two threads at once; make one for each.
 
     Args:
-        module: a :class:`fastrnn.RNN`, ``LSTM``, ``GRU`` or ``Quantized`` in one direction, on the
-            CPU.
+        module: a :class:`fastrnn.RNN`, ``LSTM`` or ``GRU`` in one direction, or on the CPU a
+            ``Quantized``.
         batch_size: B, sequences that are stepped together, at least 1. Default: 1.
 
     Raises:
         ValueError: if the module is bidirectional or ``batch_size`` is less than 1.
-        RuntimeError, NotImplementedError: if the weights are not on the CPU, or of a dtype without
-            kernels.
+        RuntimeError, NotImplementedError: if the weights are where no engine runs, or of a dtype
+            without kernels.
     """
 
     def __init__(self, module: RNNBase | Quantized, batch_size: int = 1) -> None:
@@ -49,7 +51,8 @@ class Stream:
         assert weight is not None
         self.dtype = torch.float32 if stack.time_major[0].quantized else weight.dtype
         self._layers = stack.time_major
-        self._engine = _ops.open_stream(self._layers, self.dtype, batch_size)
+        self.device = _ops.stream_device(weight)
+        self._engine = _ops.open_stream(self._layers, self.dtype, batch_size, weight)
         self._step = self._engine.step
         self._input_shape = (batch_size, module.input_size)
         self._output_shape = (batch_size, self._layers[-1].output_size)
@@ -58,7 +61,7 @@ class Stream:
 
     def refresh(self) -> None:
         """Take the module's present weights; the state stays."""
-        _ops.load_stream(self._engine, self._layers, self._module._weights(), self.dtype)
+        _ops.load_stream(self._engine, self._layers, self._module._weights(), self)
 
     def step(self, x: Tensor) -> Tensor:
         """Do one time step.
@@ -76,19 +79,20 @@ class Stream:
             type(x) is not Tensor
             or x.shape != self._input_shape
             or x.dtype is not self.dtype
-            or not x.is_cpu
+            or x.device != self.device
             or not x.is_contiguous()
             or x.is_neg()
         ):
             return self._step_checked(x)
-        y = torch.empty(self._output_shape, dtype=self.dtype)
+        y = torch.empty(self._output_shape, dtype=self.dtype, device=self.device)
         self._step(x.data_ptr(), self._input_shape[1], y.data_ptr(), self._output_shape[1])
         return y
 
     def _step_checked(self, x: Tensor) -> Tensor:
+        like = torch.empty(self._input_shape, dtype=self.dtype, device=self.device)
         if x.dim() == 1 and self.batch_size == 1:
-            return self.step(_ops.stream_input(self._layers[0], x[None], self)).squeeze(0)
-        return self.step(_ops.stream_input(self._layers[0], x, self))
+            return self.step(_checks.stream_input(self._layers[0], x[None], like)).squeeze(0)
+        return self.step(_checks.stream_input(self._layers[0], x, like))
 
     @property
     def cell_dtype(self) -> torch.dtype:
@@ -99,11 +103,15 @@ class Stream:
     def state(self) -> Hidden:
         """The state: a copy of h, (L, B, O), or of (h, c) with c (L, B, H); may be assigned."""
         count, last = len(self._layers), self._layers[-1]
-        h = torch.empty(count, self.batch_size, last.output_size, dtype=self.dtype)
+        h = torch.empty(
+            count, self.batch_size, last.output_size, dtype=self.dtype, device=self.device
+        )
         if not self._has_cell:
             self._engine.get_state(h.data_ptr(), 0)
             return h
-        c = torch.empty(count, self.batch_size, last.hidden_size, dtype=self.cell_dtype)
+        c = torch.empty(
+            count, self.batch_size, last.hidden_size, dtype=self.cell_dtype, device=self.device
+        )
         self._engine.get_state(h.data_ptr(), c.data_ptr())
         return h, c
 

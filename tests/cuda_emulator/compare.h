@@ -146,8 +146,7 @@ inline Case draw(Random& random, Cell cell, gpu::Kernel kernel) {
   p.B = random.pick(std::vector<int64_t>{1, 2, 5, 8, 13, 17, 33});
   p.I = 1 + random.below(5);
   if (cell == Cell::kElman && random.coin()) p.activation = Activation::kRelu;
-  if (kernel == gpu::Kernel::kStep && cell == Cell::kLstm && p.H > 1 && random.coin())
-    p.P = 1 + random.below(p.H - 1);
+  if (cell == Cell::kLstm && p.H > 1 && random.coin()) p.P = 1 + random.below(p.H - 1);
   p.directions = random.coin() ? 2 : 1;
   p.reverse = p.directions == 1 && random.coin();
   p.bias = p.activation == Activation::kRelu || random.below(4) > 0;  // see stay_off_the_kink()

@@ -3,6 +3,8 @@
 // products over whole sequences, which a caller of cuda/api.h makes, are made here in double.
 #pragma once
 
+#include <stdexcept>
+
 #include "../../cuda/api.h"
 #include "../cpp/half.h"
 #include "emulator.h"
@@ -19,6 +21,24 @@ inline gpu::Device device() {
   return d;
 }
 
+// Gives the device no more shared memory than both persistent passes need: then weights go to
+// registers, if there are few multiprocessors.
+inline void squeeze(const Problem& p, bool tf32) {
+  int64_t& shared = emulator::settings.shared_per_block;
+  const auto fits = [&] {
+    try {
+      for (bool backward : {false, true})
+        gpu::plan(p, device(), backward, tf32, gpu::Kernel::kPersistent);
+    } catch (const std::invalid_argument&) {
+      return false;
+    }
+    return true;
+  };
+  constexpr int64_t kStep = 2048;
+  while (fits()) shared -= kStep;
+  shared += kStep;
+}
+
 template <class T>
 class Layer {
  public:
@@ -27,7 +47,8 @@ class Layer {
     p_.dtype = kDtype<T>, p_.ragged = !setup.lengths.empty();
     const gpu::Device on = device();
     forward_plan_ = gpu::plan(p_, on, false, tf32, kernel);
-    backward_plan_ = gpu::plan(p_, on, true, tf32, kernel);
+    // No persistent kernel goes back through a projection.
+    backward_plan_ = gpu::plan(p_, on, true, tf32, p_.P ? gpu::Kernel::kStep : kernel);
     const int64_t O = g.O, states = p_.directions * p_.B, gates = g.G * p_.H;
     const gpu::Sizes sizes = gpu::sizes(p_, forward_plan_);
     for (int64_t d = 0; d < g.D; ++d) make_wx(d, gates);

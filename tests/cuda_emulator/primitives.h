@@ -7,8 +7,10 @@
 
 #include "emulator.h"
 
-#define FASTRNN_KERNEL(threads) inline void
+#define FASTRNN_KERNEL(...) inline void
 #define FASTRNN_DEVICE inline
+#define FASTRNN_UNROLL
+#define FASTRNN_ROLLED
 
 namespace fastrnn::cuda {
 
@@ -28,10 +30,12 @@ inline void spin_pause(emulator::Site site = {__builtin_FILE(), __builtin_LINE()
   emulator::spin(site);
 }
 
-FASTRNN_DEVICE unsigned load_acquire(const unsigned* p) {
+template <class Count>  // unsigned, unsigned long long
+inline Count load_acquire(const Count* p) {
   return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-FASTRNN_DEVICE void add_release(unsigned* p, unsigned n) {
+template <class Count>
+inline void add_release(Count* p, Count n) {
   __atomic_fetch_add(p, n, FASTRNN_PLANTED(kNoRelease) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
   emulator::progress();
 }
@@ -126,6 +130,14 @@ int launch(void (*kernel)(Params), int grid_x, int grid_y, int grid_z, int threa
 }
 inline int clear(void* memory, size_t bytes, void*) {
   std::memset(memory, 0, bytes);
+  return 0;
+}
+inline int copy(void* to, const void* from, size_t bytes, void*) {
+  std::memcpy(to, from, bytes);
+  return 0;
+}
+inline int query_versions(Versions& versions) {
+  versions.driver = versions.own = 13000;
   return 0;
 }
 inline int query_device(Device& device) {

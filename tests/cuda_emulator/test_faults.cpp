@@ -3,7 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "compare.h"
+#include "stream.h"
 
 // The first race ends a child.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options();
@@ -19,24 +19,34 @@ struct Planted {
   emulator::Fault fault;
   const char* name;
   gpu::Kernel kernel;
+  bool registers;  // weights in registers
   // Which build must catch it; every fault is caught by at least one.
   bool plain, thread_sanitizer;
 };
 using emulator::Fault;
-constexpr gpu::Kernel kStep = gpu::Kernel::kStep, kPersistent = gpu::Kernel::kPersistent;
+constexpr gpu::Kernel kStep = gpu::Kernel::kStep, kPersistent = gpu::Kernel::kPersistent,
+                      kStream = gpu::Kernel::kStream;
 constexpr Planted kPlanted[] = {
-    {Fault::kNone, "none", kStep, false, false},
-    {Fault::kNone, "none", kPersistent, false, false},
-    {Fault::kMissingBarrier, "missing __syncthreads", kStep, true, true},
-    {Fault::kWaitCount, "cp.async wait count off by one", kStep, true, false},
-    {Fault::kDivergentBarrier, "divergent __syncthreads", kStep, true, true},
-    {Fault::kPastTheEnd, "write past the end", kStep, true, false},
-    {Fault::kLaneMap, "wrong lane map of a fragment", kStep, true, true},
-    {Fault::kNoRelease, "barrier without release", kPersistent, false, true},
-    {Fault::kCountShort, "barrier counting one short", kPersistent, true, true},
-    {Fault::kSingleBuffer, "single-buffered h", kPersistent, true, true},
-    {Fault::kUnsynchronised, "unsynchronised gradient accumulation", kPersistent, true, true},
+    {Fault::kNone, "none", kStep, false, false, false},
+    {Fault::kNone, "none", kPersistent, false, false, false},
+    {Fault::kNone, "none", kPersistent, true, false, false},
+    {Fault::kNone, "none", kStream, false, false, false},
+    {Fault::kMissingBarrier, "missing __syncthreads", kStep, false, true, true},
+    {Fault::kWaitCount, "cp.async wait count off by one", kStep, false, true, false},
+    {Fault::kDivergentBarrier, "divergent __syncthreads", kStep, false, true, true},
+    {Fault::kPastTheEnd, "write past the end", kStep, false, true, false},
+    {Fault::kLaneMap, "wrong lane map of a fragment", kStep, false, true, true},
+    {Fault::kLaneMap, "the same in registers", kPersistent, true, true, true},
+    {Fault::kNoRelease, "barrier without release", kPersistent, false, false, true},
+    {Fault::kCountShort, "barrier counting one short", kPersistent, false, true, true},
+    {Fault::kSingleBuffer, "single-buffered h", kPersistent, false, true, true},
+    {Fault::kUnsynchronised, "unsynchronised gradient accumulation", kPersistent, false, true,
+     true},
+    {Fault::kNoRelease, "stream's barrier without release", kStream, false, false, true},
+    {Fault::kCountShort, "stream's barrier counting one short", kStream, false, true, true},
 };
+
+constexpr emulator::Schedule kAny = emulator::Schedule::kRandom;
 
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kThreadSanitizer = true;
@@ -50,20 +60,35 @@ Case make_case(gpu::Kernel kernel) {
   Problem& p = c.setup.problem;
   p.cell = Cell::kGru, p.directions = 1, p.I = 2, p.B = 3, p.T = kThreadSanitizer ? 3 : 6;
   // Several chunks of k; as threads, few blocks that still exchange h and parts of sums.
-  p.H = kThreadSanitizer && kernel == kPersistent ? 31 : 65;
+  p.H = kThreadSanitizer && kernel != kStep ? 31 : 65;
   return c;
+}
+
+void run_case(gpu::Kernel kernel, uint64_t seed, double& worst, emulator::Schedule schedule) {
+  const Case c = make_case(kernel);
+  if (kernel == kStream)
+    compare_stream<Bfloat16>({c.setup, 2}, seed, worst, {schedule});
+  else
+    compare<Bfloat16>(c, seed, worst, {schedule});
 }
 
 // In the child. Numbers that are wrong end it at once, as does a report.
 [[noreturn]] void run(const Planted& planted) {
   emulator::planted = planted.fault;
   waiting_is_free = true;
-  emulator::settings.multiprocessors = kThreadSanitizer ? 4 : 16;
+  emulator::settings.multiprocessors = kThreadSanitizer || planted.registers ? 4 : 16;
+  if (planted.registers) {
+    Problem p = make_case(kPersistent).setup.problem;
+    p.dtype = Dtype::kBfloat16;
+    squeeze(p, false);
+  }
   double worst = 0;
   try {
     for (uint64_t seed = 1; seed <= (kThreadSanitizer ? 1 : 4); ++seed)
       for (emulator::Schedule schedule : emulator::kSchedules) {
-        compare<Bfloat16>(make_case(planted.kernel), seed, worst, {schedule});
+        // Threads race or do not, whatever the schedule.
+        if (kThreadSanitizer && planted.fault == Fault::kNone && schedule != kAny) continue;
+        run_case(planted.kernel, seed, worst, schedule);
         if (failed) std::exit(kWrongNumbers);
       }
   } catch (const emulator::Failure& failure) {

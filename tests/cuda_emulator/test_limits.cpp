@@ -101,6 +101,14 @@ void plans() {
   EXPECT(plan.blocks <= 132 && plan.shared_bytes <= h100.shared_per_block, plan.blocks);
   EXPECT(plan.weight_bytes * plan.unit_blocks >= 4 * 1024 * 1024 * 2, plan.weight_bytes);
   EXPECT(gpu::plan(p, h100, true, false, gpu::Kernel::kPersistent).blocks > 0, "backward");
+  p.H = 2048;
+  for (bool backward : {false, true}) {
+    const gpu::Plan large = gpu::plan(p, h100, backward, false, gpu::Kernel::kPersistent);
+    EXPECT(large.blocks <= 132 && large.shared_bytes <= h100.shared_per_block, large.blocks);
+    EXPECT(large.register_bytes > 0 && large.register_bytes <= 128 << 10, large.register_bytes);
+    EXPECT((large.register_bytes + large.weight_bytes) * large.unit_blocks >= 4 * 2048 * 2048 * 2,
+           large.weight_bytes);
+  }
   p.H = 4096;
   const auto of = [&](const gpu::Device& on) {
     return message_of([&] { gpu::plan(p, on, false, false, gpu::Kernel::kPersistent); });
