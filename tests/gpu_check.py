@@ -19,7 +19,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-# Those that run the modules by `_support.run`, which takes them to the device; tests/cuda is of CUDA.
+# Those that run modules by `_support.run`, which takes them to the device; tests/cuda is of CUDA.
 TESTS_ON_DEVICE = ("parity", "packed", "partial_grads", "reduced", "hypothesis", "reference")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # Seconds: with the build all of it stays below ten minutes.
