@@ -113,7 +113,8 @@ struct StreamBlock {
   unsigned char* memory;
   unsigned long long begun = 0;  // arrivals before this step
   int turn = 0;                  // the buffer of h(t-1)
-  int passed = 0;                // phases
+  int passed = 0;                // phases of this block
+  int seen = 0;                  // phases that all blocks are known to be through
 
   // The count of arrivals stays below that of the whole step until this block has made its last.
   FASTRNN_DEVICE void begin() {
@@ -124,11 +125,13 @@ struct StreamBlock {
     block_barrier();
     begun = *shared * whole, turn = static_cast<int>(*shared % 2);
   }
-  FASTRNN_DEVICE void wait() const {
-    const auto count = begun + static_cast<unsigned long long>(passed * task.blocks) -
-                       (passed ? FASTRNN_PLANTED(kCountShort) : 0);
-    if (thread_index() == 0)
+  FASTRNN_DEVICE void wait() {
+    if (seen < passed && thread_index() == 0) {
+      const auto count = begun + static_cast<unsigned long long>(passed * task.blocks) -
+                         FASTRNN_PLANTED(kCountShort);
       while (load_acquire(task.arrivals) < count) spin_pause();
+    }
+    seen = passed;
     block_barrier();
   }
   // Nobody says that it is through before all are through the phase before.

@@ -46,6 +46,8 @@ constexpr Planted kPlanted[] = {
     {Fault::kCountShort, "stream's barrier counting one short", kStream, false, true, true},
 };
 
+constexpr emulator::Schedule kAny = emulator::Schedule::kRandom;
+
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kThreadSanitizer = true;
 #else
@@ -84,6 +86,8 @@ void run_case(gpu::Kernel kernel, uint64_t seed, double& worst, emulator::Schedu
   try {
     for (uint64_t seed = 1; seed <= (kThreadSanitizer ? 1 : 4); ++seed)
       for (emulator::Schedule schedule : emulator::kSchedules) {
+        // Threads race or do not, whatever the schedule.
+        if (kThreadSanitizer && planted.fault == Fault::kNone && schedule != kAny) continue;
         run_case(planted.kernel, seed, worst, schedule);
         if (failed) std::exit(kWrongNumbers);
       }
