@@ -19,7 +19,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-# Of what only a GPU can show, and those that run the modules by `_support.run`, which takes them there.
+# Of what only a GPU can show, and those that run modules by `_support.run`, which takes them there.
 TESTS_ON_DEVICE = ("gpu", "parity", "packed", "partial_grads", "reduced", "hypothesis", "reference")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # Seconds: with the build all of it stays below ten minutes.

@@ -111,7 +111,7 @@ def tf32(dtype: torch.dtype, device: torch.device) -> bool:
     found = properties(device)
     if (found.major, found.minor) < TF32:
         return False
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
+    rnn: Any = getattr(torch.backends.cudnn, "rnn", None)
     if hasattr(rnn, "fp32_precision"):  # torch 2.9
         return bool(rnn.fp32_precision == "tf32")
     return bool(torch.backends.cudnn.allow_tf32)

@@ -40,7 +40,7 @@ def test_small_layers_stay_on_the_chip_of_an_h100() -> None:
 def test_what_a_device_cannot_do() -> None:
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or later, got 7\.5"):
         plan("lstm", 16, 64, torch.bfloat16, "T4")
-    with pytest.raises(ValueError, match="device must be one of T4, A100, .* got Voodoo2"):
+    with pytest.raises(ValueError, match=r"device must be one of T4, A100, .* got Voodoo2"):
         plan("lstm", 16, 64, device="Voodoo2")
 
 
