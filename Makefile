@@ -118,7 +118,16 @@ define cuda-test
 	ctest --test-dir build/$(1) --output-on-failure -j $(JOBS)
 endef
 
-.PHONY: cuda-emulator cuda-tsan cuda-check gpu-check gpu-bench
+# Tests of the layers that hold for every engine.
+EVERY_ENGINE := $(addprefix tests/test_,packed.py autocast.py functional.py transforms.py)
+
+.PHONY: cuda-emulator cuda-tsan cuda-check cuda-python gpu-check gpu-bench
+cuda-python: $(INSTALLED)  ## the Python way to the CUDA engine, its kernels emulated
+	cmake -S . -B build/cuda-python -G Ninja -DFASTRNN_BUILD_CUDA_EMULATOR=ON -DFASTRNN_WERROR=ON $(MODULE)
+	cmake --build build/cuda-python -j $(JOBS) --target _cuda_emu
+	python -m pytest $(PARALLEL) tests/cuda tests/test_gpu*.py $(TEST_ARGS)
+	python -m pytest $(PARALLEL) --cuda-emulated $(EVERY_ENGINE) $(TEST_ARGS)
+
 cuda-emulator: $(VENV)/.tools  ## the CUDA kernels on an emulated GPU, under ASan and UBSan
 	$(call cuda-test,cuda-emulator,-DFASTRNN_SANITIZE=$(ASAN))
 

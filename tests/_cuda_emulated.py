@@ -26,7 +26,7 @@ BUILD = "`make cuda-python` builds the emulated module"
 @functools.cache
 def module() -> Any:
     """Return the module with emulated kernels; ``None`` if it is not built."""
-    found = sorted(FOLDER.glob("_cuda_emu*.so"))
+    found = sorted(FOLDER.rglob("_cuda_emu*.so"))
     if not found:
         return None
     spec = importlib.util.spec_from_file_location("_cuda_emu", found[0])

@@ -20,8 +20,8 @@ import torch
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
 
-import _cuda_emulated
-from fastrnn import _ops
+import _cuda_emulated  # noqa: E402
+from fastrnn import _ops  # noqa: E402
 
 MNIST = TESTS.parents[1] / "shared" / "data" / "mnist-10k"
 
@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
     # torch.nn, the other side of the comparison, says this of its own LSTM with proj_size.
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported")
+    config.addinivalue_line("markers", "cpu_engine: a promise of the CPU engine alone")
     config.addinivalue_line("markers", "core: the subset that test_isa.py runs on every ISA")
     if "s" not in config.option.reportchars:
         config.option.reportchars += "s"  # a skipped test is always named
@@ -41,6 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the CUDA engine, its kernels emulated, on CPU tensors",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.cuda_emulated and "FASTRNN_TEST_DEVICE" not in os.environ:
+        return
+    others = [item for item in items if item.get_closest_marker("cpu_engine")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 def _poisoned(allocate: Any) -> Any:

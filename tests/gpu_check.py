@@ -19,8 +19,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-# Those that run the modules by `_support.run`, which takes them to the device; tests/cuda is of CUDA.
-TESTS_ON_DEVICE = ("parity", "packed", "partial_grads", "reduced", "hypothesis", "reference")
+# Of what only a GPU can show, and those that run modules by `_support.run`, which takes them there.
+TESTS_ON_DEVICE = ("gpu", "parity", "packed", "partial_grads", "reduced", "hypothesis", "reference")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # Seconds: with the build all of it stays below ten minutes.
 TEST_SECONDS, TOOL_SECONDS = 240, 60
@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "emulated"), default="cuda")
     parser.add_argument("--report", type=Path, default=ROOT / "gpu-check.md", metavar="FILE")
     parser.add_argument("--sanitizer", default=compute_sanitizer(), metavar="PROGRAM")
-    usual = [TESTS / f"test_{name}.py" for name in TESTS_ON_DEVICE] + [TESTS / "cuda"]
+    usual = [TESTS / f"test_{name}.py" for name in TESTS_ON_DEVICE]
     parser.add_argument("--tests", type=Path, nargs="+", default=usual, metavar="FILE")
     parser.add_argument(
         "--architecture", action="store_true", help="print what to compile for, and stop"

@@ -190,6 +190,7 @@ def test_between_other_layers() -> None:
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.cpu_engine  # quantized modules
 def test_functional_and_quantized() -> None:
     module, x = nn.LSTM(4, 6), torch.randn(5, 3, 4)
     weights = [p.detach() for p in module.parameters()]

@@ -1,4 +1,4 @@
-"""What reads the kernels' machine code finds the faults it is there for, in listings made up here."""
+"""What reads the kernels' machine code finds the faults it is for, in listings made up here."""
 
 from __future__ import annotations
 

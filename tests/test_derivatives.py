@@ -92,7 +92,7 @@ def _ragged(kind: str, T: int, B: int) -> tuple[Ragged | None, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["all", "some"])
-@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("checkpoint_every", [None, pytest.param(2, marks=pytest.mark.cpu_engine)])
 @pytest.mark.parametrize("kind", ["dense", "packed", "table"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_recurrences_equal_the_reference(

@@ -94,6 +94,7 @@ def test_outputs_follow_requires_grad(cell: str) -> None:
             assert not call(module, case, tensors)["y"].requires_grad
 
 
+@pytest.mark.cpu_engine  # looks into its module
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("cheap", [False, True])
 def test_only_what_is_wanted_is_computed(
@@ -121,6 +122,7 @@ def slots() -> list[str]:
     return [name + suffix for suffix in ("", "_reverse") for name in names]
 
 
+@pytest.mark.cpu_engine  # looks into its module
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_stops_at_a_frozen_layer(cell: str, spy: list[tuple[str, dict[str, Any]]]) -> None:
     case = Case(cell, layers=3, states=False)
@@ -129,6 +131,7 @@ def test_backward_stops_at_a_frozen_layer(cell: str, spy: list[tuple[str, dict[s
     assert [name for name, _ in spy].count("backward") == 1
 
 
+@pytest.mark.cpu_engine  # looks into its module
 @pytest.mark.parametrize("cell", CELLS)
 def test_inference_saves_nothing(cell: str, spy: list[tuple[str, dict[str, Any]]]) -> None:
     case = Case(cell)

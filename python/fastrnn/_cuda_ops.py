@@ -350,7 +350,7 @@ class _Products:
             self.rows.unpack(dx, padded, layer.x_batch_first)
             return padded
         if x.dim() == 3 and layer.x_batch_first:
-            return dx.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1).contiguous()
+            return dx.view(x.shape[1], x.shape[0], -1).transpose(0, 1).contiguous()
         return dx.view(x.shape)
 
     def weights(self) -> list[Tensor | None]:

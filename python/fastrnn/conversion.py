@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils import parametrize
 
-from . import _checks, compat
+from . import _checks, _cuda_device, compat
 from ._base import RNNBase, RNNCellBase
 from .cells import elman, gru, lstm
 from .quantize import Quantized
@@ -170,7 +170,8 @@ def _why_not_ours(module: torch.nn.Module, known: bool) -> str | None:
     if not known:
         return "it is a subclass, which may rely on torch's code"
     for name, weight in module.named_parameters():
-        if weight.device.type not in ("cpu", "cuda", "meta"):
+        on_gpu = weight.is_cuda and _cuda_device.module().has_kernels
+        if weight.device.type not in ("cpu", "meta") and not on_gpu:
             return f"{name} is on {weight.device}, for which there are no kernels"
         if weight.dtype not in _checks.DTYPES:
             return f"{name} is {weight.dtype}, for which there are no kernels"
