@@ -1,7 +1,8 @@
 """Time reservoirs and echo state networks beside reservoirpy, on one thread.
 
-python benchmarks/esn.py --json results.json --png results.png
+python benchmarks/run.py --set esn --json results.json --png results.png
 python benchmarks/esn.py --only run batch --samples 3
+python benchmarks/esn.py --load results.json --table     # the rows of the README's table
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,8 @@ KINDS = ("run", "fit", "batch", "population", "forecast")
 BARS = {"run": 8.0, "fit": 5.0, "batch": 20.0, "population": 20.0}
 INPUTS, OUTPUTS, WASHOUT, ALPHA = 3, 3, 100, 1e-6
 SERIES, MEMBERS = 32, 64
+SHORT = 2.0  # seconds of samples of a side, up to which each follows a call that is not timed
+ENOUGH = 15.0  # seconds of samples of a side, after which there are no more
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}  # of states: rounding, over ten thousand steps
 
 
@@ -50,7 +53,7 @@ def cases(kinds: list[str]) -> list[Case]:
     return [case for case in listed if case.kind in kinds]
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--filter", default="", help="only cases whose name has this, 'N=100 '")
@@ -59,7 +62,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--png", type=Path, metavar="FILE")
     parser.add_argument("--load", type=Path, nargs="+", metavar="FILE", help="report earlier runs")
-    return parser.parse_args()
+    parser.add_argument("--table", action="store_true", help="print Markdown and nothing else")
+    return parser.parse_args(arguments)
 
 
 def prepare_environment() -> None:
@@ -136,7 +140,7 @@ def _ours(case: Case, module: Any, x: Any, y: Any, weight: Any) -> Side:
     import torch
 
     import fastrnn
-    from fastrnn.reservoir._ops import forecast
+    from fastrnn.reservoir._forecast import forecast
 
     if case.kind == "fit":
         inputs, targets = x[:, 0].contiguous(), y[:, 0].contiguous()
@@ -180,7 +184,11 @@ def measure(case: Case, dtypes: list[str], samples: int, tick: Callable[[str], N
     times: dict[str, list[float]] = {name: [] for name, _, _ in built}
     for sample in range(samples):
         for name, call, _ in built:
+            if sum(times[name]) * case.T * case.count / 1e6 > ENOUGH:
+                continue
             tick(f"{case.name}: {name} {sample + 1}/{samples}")
+            if sum(times[name]) * case.T * case.count / 1e6 < SHORT:
+                call()  # large pages, above all, are found by the first calls
             calls, spent = 0, 0.0
             while calls == 0 or (spent < 0.05 and calls < 50):
                 start = time.perf_counter()
@@ -202,7 +210,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     outcome: dict[str, Any] = {"machine": machine.describe(processors), "results": []}
-    outcome["machine"]["command"] = "python benchmarks/esn.py"
+    outcome["machine"]["command"] = "python benchmarks/run.py --set esn"
     listed = [case for case in cases(options.only) if options.filter in case.name]
     with tqdm(listed, unit="case", disable=None) as progress:
         for case in progress:
@@ -249,6 +257,35 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+ROWS = {
+    ("run", "sparse"): "reservoir alone, N 100 to 5,000, 1% and 10%",
+    ("run", "independent"): "the same, each unit drawn by itself, 10%",
+    ("fit", "sparse"): "fit and predict, Cholesky, N 100 to 5,000, 1% and 10%",
+    ("batch", "sparse"): f"{SERIES} series, N 100 to 1,000",
+    ("population", "sparse"): f"{MEMBERS} reservoirs of N = 200, 10%",
+    ("forecast", "sparse"): "closed loop, N = 300, 10%",
+}
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """Return geometric means, and the least ratio where there are several, as Markdown."""
+    lines = ["| reservoirpy's time / fastrnn's | float32 | float64 |", "|---|---|---|"]
+    for (kind, topology), title in ROWS.items():
+        group = [
+            ratios(r)
+            for r in results
+            if (r["case"]["kind"], r["case"]["topology"]) == (kind, topology)
+        ]
+        cells = []
+        for name in TOLERANCE:
+            values = [found[name] for found in group if name in found]
+            least = f" (least {min(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{geometric_mean(values):.1f}{least}" if values else "")
+        if group:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
 def plot(outcome: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -272,15 +309,20 @@ def plot(outcome: dict[str, Any], path: Path) -> None:
 def load(paths: list[Path]) -> dict[str, Any]:
     parts = [json.loads(path.read_text()) for path in paths]
     merged: dict[str, Any] = parts[0]
+    if len(parts) > 1:
+        merged["machine"]["command"] += f", in {len(parts)} parts"
     merged["results"] = [result for part in parts for result in part["results"]]
     merged["time_of_others"] = max(part["time_of_others"] or 0 for part in parts)
     return merged
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     prepare_environment()
     outcome = load(options.load) if options.load else run(options)
+    if options.table:
+        print("\n".join(table(outcome["results"])))
+        return
     if options.load:
         print("\n".join(map(row, outcome["results"])))
     print("\n".join(summary(outcome["results"])))

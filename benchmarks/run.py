@@ -2,6 +2,7 @@
 
 python benchmarks/run.py --quick
 python benchmarks/run.py --set all --json results.json --png results.png --memory
+python benchmarks/run.py --set esn --json results.json       # echo state networks: esn.py
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ BUSY = 0.05  # others may take this share of the processors' time before a run i
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the six shapes of --set quick, torch")
-    parser.add_argument("--set", choices=SETS, default="everyday", help="shapes (registry.py)")
+    parser.add_argument(
+        "--set",
+        choices=(*SETS, "esn"),
+        default="everyday",
+        help="shapes (registry.py); esn: echo state networks beside reservoirpy, with --filter, "
+        "--samples, --json, --png and --load",
+    )
     parser.add_argument(
         "--mode", choices=(*MODES, "both", "all"), default="both", help="both: not streaming"
     )
@@ -40,7 +47,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="padded, lengths in [T/2, T] in any order; torch packs and unpacks in each call",
     )
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--samples", type=int, help="default: 20, of the set esn 3")
     parser.add_argument(
         "--idle", type=float, default=0, metavar="MS", help="sleep before each call"
     )
@@ -63,6 +70,17 @@ def parse() -> argparse.Namespace:
         options.set = "quick"
         options.peers = options.peers or ["torch"]
     return options
+
+
+def networks(options: argparse.Namespace) -> None:
+    """Run the set of echo state networks, which has a script of its own."""
+    import esn
+
+    arguments = []
+    for name in ("filter", "samples", "json", "png", "load"):
+        if value := getattr(options, name):
+            arguments += [f"--{name}", str(value)]
+    esn.main(arguments)
 
 
 def prepare_environment(threads: int) -> None:
@@ -226,6 +244,10 @@ def main() -> None:
 
         print(json.dumps(memory_of(options.memory_of)))
         return
+    if options.set == "esn":
+        networks(options)
+        return
+    options.samples = options.samples or 20
     if options.list:
         for case in chosen_cases(options):
             print(f"{case.name}  {case.flops / 1e9:.2f} GFLOP  {case.source}")

@@ -9,6 +9,7 @@
 #endif
 
 #include "../check.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 namespace fr = fastrnn::reservoir;
@@ -79,8 +80,7 @@ void forward(const fr::Problem& p, const Integers& weights, Pointer x, const Int
   b.noise = at(noise), b.lengths = static_cast<const int64_t*>(at(lengths)), b.h0 = at(h0);
   b.y = at(y), b.y_strides = read_strides(y_strides), b.h_n = at(h_n);
   b.activated = at(activated), b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::forward(p, b);
+  run_unlocked(b, [&] { return fr::forward(p, b); });
 }
 
 void backward(const fr::Problem& p, const Integers& weights, Pointer lengths, Pointer activated,
@@ -94,8 +94,7 @@ void backward(const fr::Problem& p, const Integers& weights, Pointer lengths, Po
   b.dx = at(dx), b.dx_strides = read_strides(dx_strides);
   b.dfeedback = at(dfeedback), b.dfeedback_strides = read_strides(dfeedback_strides);
   b.dh0 = at(dh0), b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::backward(p, b);
+  run_unlocked(b, [&] { return fr::backward(p, b); });
 }
 
 struct SizedForecast {
@@ -104,14 +103,15 @@ struct SizedForecast {
 };
 
 SizedForecast make_forecast(const fr::Problem& p, int layers, int64_t O, bool square,
-                            bool sees_input) {
-  const fr::Forecast f = {p, layers, O, square, sees_input};
+                            bool sees_input, bool ring) {
+  const fr::Forecast f = {p, layers, O, square, sees_input, ring};
   return {f, fr::workspace_bytes(f)};
 }
 
 void forecast(const SizedForecast& sized, const std::vector<Integers>& weights, Pointer w_out,
-              Pointer b_out, Pointer drivers, const Integers& drivers_strides, Pointer u,
-              Pointer state, Pointer out, const Integers& out_strides, Pointer workspace) {
+              Pointer b_out, Pointer reads, Pointer drivers, const Integers& drivers_strides,
+              Pointer u, Pointer state, Pointer out, const Integers& out_strides,
+              Pointer workspace) {
   FASTRNN_CHECK(
       int(weights.size()) == sized.forecast.layers,
       "weights must be those of " << sized.forecast.layers << " layers, got " << weights.size());
@@ -119,12 +119,40 @@ void forecast(const SizedForecast& sized, const std::vector<Integers>& weights, 
   for (size_t i = 0; i < weights.size(); ++i) b.weights[i] = read_weights(weights[i]);
   b.w_out = static_cast<const double*>(at(w_out));
   b.b_out = static_cast<const double*>(at(b_out));
+  b.reads = static_cast<const int64_t*>(at(reads));
   b.drivers = at(drivers), b.drivers_strides = read_strides(drivers_strides);
   b.u = at(u), b.state = at(state);
   b.out = static_cast<double*>(at(out)), b.out_strides = read_strides(out_strides);
   b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::forecast(sized.forecast, b);
+  run_unlocked(b, [&] { return fr::forecast(sized.forecast, b); });
+}
+
+struct SizedPolynomial {
+  fr::Polynomial polynomial;
+  size_t bytes;
+};
+
+SizedPolynomial make_polynomial(const std::string& dtype, int64_t T, int64_t B, int64_t I,
+                                int64_t O, int64_t delays, int64_t skip, int64_t order,
+                                int64_t features, bool square, bool sees_input, int threads) {
+  const fr::Polynomial p = {float_dtype(dtype), T,      B,          I,      O, delays, skip, order,
+                            features,           square, sees_input, threads};
+  return {p, fr::workspace_bytes(p)};
+}
+
+void polynomial_forecast(const SizedPolynomial& sized, Pointer monomials, Pointer w_out,
+                         Pointer b_out, Pointer drivers, const Integers& drivers_strides,
+                         Pointer window, Pointer out, const Integers& out_strides,
+                         Pointer workspace) {
+  fr::PolynomialBuffers b;
+  b.monomials = static_cast<const int64_t*>(at(monomials));
+  b.w_out = static_cast<const double*>(at(w_out));
+  b.b_out = static_cast<const double*>(at(b_out));
+  b.drivers = at(drivers), b.drivers_strides = read_strides(drivers_strides);
+  b.window = at(window);
+  b.out = static_cast<double*>(at(out)), b.out_strides = read_strides(out_strides);
+  b.workspace = at(workspace);
+  run_unlocked(b, [&] { return fr::forecast(sized.polynomial, b); });
 }
 
 struct SizedGram {
@@ -149,8 +177,7 @@ void accumulate(const SizedGram& sized, Pointer states, int64_t states_row, Poin
   b.row_weights = doubles(row_weights);
   b.gram = doubles(gram), b.cross = doubles(cross), b.sums = doubles(sums);
   b.workspace = at(workspace);
-  py::gil_scoped_release unlocked;
-  fr::accumulate(sized.gram, b);
+  run_unlocked(b, [&] { return fr::accumulate(sized.gram, b); });
 }
 
 // Asks for large pages for memory that is about to be written for the first time: where pages are
@@ -175,8 +202,13 @@ void add_reservoir(py::module_& m) {
                              [](const fr::Problem& p) { return fr::workspace_bytes(p); });
   py::class_<SizedForecast>(m, "ReservoirForecast")
       .def(py::init(&make_forecast), py::arg("problem"), py::arg("layers"), py::arg("O"),
-           py::arg("square"), py::arg("sees_input"))
+           py::arg("square"), py::arg("sees_input"), py::arg("ring"))
       .def_readonly("workspace_bytes", &SizedForecast::bytes);
+  py::class_<SizedPolynomial>(m, "Polynomial")
+      .def(py::init(&make_polynomial), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("I"),
+           py::arg("O"), py::arg("delays"), py::arg("skip"), py::arg("order"), py::arg("features"),
+           py::arg("square"), py::arg("sees_input"), py::arg("threads"))
+      .def_readonly("workspace_bytes", &SizedPolynomial::bytes);
   py::class_<SizedGram>(m, "Gram")
       .def(py::init(&make_gram), py::arg("states"), py::arg("targets"), py::arg("n"), py::arg("N"),
            py::arg("O"), py::arg("threads"))
@@ -184,6 +216,7 @@ void add_reservoir(py::module_& m) {
   m.def("reservoir_forward", &forward);
   m.def("reservoir_backward", &backward);
   m.def("reservoir_forecast", &forecast);
+  m.def("polynomial_forecast", &polynomial_forecast);
   m.def("gram_accumulate", &accumulate);
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("start"), py::arg("bytes"));
 }

@@ -37,7 +37,7 @@ class BackwardRun {
       s.leak[i] = i < p_.N ? static_cast<const T*>(w.leak)[m * p_.N + i] : T(0);
   }
 
-  void sequence(int64_t m, int64_t b, BackwardSlot<T>& s) const {
+  void sequence(int64_t m, int64_t b, BackwardSlot<T>& s, const Poll& poll) const {
     const MatrixView<T> recurrent(b_.weights.recurrent, p_.N, m);
     const MatrixView<T> carry(b_.weights.carry, p_.N, m);
     const int64_t length = length_of(b_.lengths, b, p_.T);
@@ -51,6 +51,7 @@ class BackwardRun {
       clear(fed_back(m, t, b), p_.F);
     }
     for (int64_t step = length - 1; step >= 0; --step) {
+      if (poll.stops(step)) return;
       const int64_t t = p_.reverse ? length - 1 - step : step;
       through_activation(m, t, b, carry.layout != Layout::kNone, s);
       add_transposed(recurrent, s.d_sum, s.d_former);
@@ -107,18 +108,19 @@ size_t backward_slot_bytes(const ReservoirProblem& p) {
 }
 
 template <class T>
-void reservoir_backward(const ReservoirProblem& p, const reservoir::BackwardBuffers& b) {
+bool reservoir_backward(const ReservoirProblem& p, const reservoir::BackwardBuffers& b) {
   const BackwardRun<T> run(p, b);
   const size_t bytes = backward_slot_bytes<T>(p);
-  Team team(p.threads);
+  Team team(p.threads, b.interrupt);
   const Groups groups(p);
   team.run(p.M * groups.count, [&](int64_t i, int slot_number) {
     const int64_t member = i / groups.count, first = i % groups.count * groups.size;
     BackwardSlot<T> slot(p, static_cast<char*>(b.workspace) + bytes * size_t(slot_number), nullptr);
     run.load(slot, member);
     for (int64_t row = first; row < first + groups.size && row < p.B; ++row)
-      run.sequence(member, row, slot);
+      run.sequence(member, row, slot, Poll(team, slot_number, p.N));
   });
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

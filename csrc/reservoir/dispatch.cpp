@@ -64,8 +64,29 @@ void check_forecast(const Forecast& f) {
   check_size("O", f.O, 1);
   FASTRNN_CHECK(f.layers >= 1 && f.layers <= kMaxLayers,
                 "layers must be in [1, " << kMaxLayers << "], got " << f.layers);
-  FASTRNN_CHECK(p.F ? p.F == f.O : p.I >= f.O, "O must be F, or with F = 0 at most I: O, F, I are "
-                                                   << f.O << ", " << p.F << ", " << p.I);
+  if (f.ring)
+    FASTRNN_CHECK(p.F == 0, "F must be 0 for a ring, got " << p.F);
+  else
+    FASTRNN_CHECK(
+        p.F ? p.F == f.O : p.I >= f.O,
+        "O must be F, or with F = 0 at most I: O, F, I are " << f.O << ", " << p.F << ", " << p.I);
+}
+
+void check_reads(const Forecast& f, const int64_t* reads) {
+  const Problem& p = f.problem;
+  FASTRNN_CHECK(reads || p.I == 0, "reads must be given for a ring");
+  for (int64_t k = 0; k < p.M * p.I; ++k)
+    FASTRNN_CHECK(reads[k] >= 0 && reads[k] < f.O,
+                  "reads must be in [0, O) = [0, " << f.O << "), got " << reads[k]);
+}
+
+void check_polynomial(const Polynomial& p) {
+  check_float(p.dtype, "dtype");
+  check_size("T", p.T, 0), check_size("B", p.B, 0), check_size("I", p.I, 1);
+  check_size("O", p.O, 1), check_size("delays", p.delays, 1), check_size("skip", p.skip, 1);
+  check_size("order", p.order, 1), check_size("features", p.features, 1);
+  check_threads(p.threads);
+  FASTRNN_CHECK(p.O <= p.I, "O must be at most I = " << p.I << ", got " << p.O);
 }
 
 }  // namespace
@@ -75,26 +96,26 @@ size_t workspace_bytes(const Problem& problem) {
   return kernels_for(problem).workspace(problem);
 }
 
-void forward(const Problem& problem, const ForwardBuffers& b) {
+bool forward(const Problem& problem, const ForwardBuffers& b) {
   check_problem(problem);
   check_weights(problem, b.weights);
   check_lengths(problem, b.lengths);
-  if (problem.B == 0) return;
+  if (problem.B == 0) return true;
   const bool runs = problem.T > 0;
   FASTRNN_CHECK(b.x || problem.I == 0 || !runs, "x must be given");
   FASTRNN_CHECK(b.feedback || problem.F == 0 || !runs, "feedback must be given");
   FASTRNN_CHECK(b.h_n && b.workspace, "h_n and workspace must be given");
-  kernels_for(problem).forward(problem, b);
+  return kernels_for(problem).forward(problem, b);
 }
 
-void backward(const Problem& problem, const BackwardBuffers& b) {
+bool backward(const Problem& problem, const BackwardBuffers& b) {
   check_problem(problem);
   check_weights(problem, b.weights);
   check_lengths(problem, b.lengths);
-  if (problem.B == 0) return;
+  if (problem.B == 0) return true;
   FASTRNN_CHECK((b.activated && b.dy) || problem.T == 0, "activated and dy must be given");
   FASTRNN_CHECK(b.dh0 && b.workspace, "dh0 and workspace must be given");
-  kernels_for(problem).backward(problem, b);
+  return kernels_for(problem).backward(problem, b);
 }
 
 size_t workspace_bytes(const Forecast& forecast) {
@@ -102,7 +123,7 @@ size_t workspace_bytes(const Forecast& forecast) {
   return kernels_for(forecast.problem).forecast_workspace(forecast);
 }
 
-void forecast(const Forecast& f, const ForecastBuffers& b) {
+bool forecast(const Forecast& f, const ForecastBuffers& b) {
   check_forecast(f);
   const Problem& p = f.problem;
   for (int layer = 0; layer < f.layers; ++layer) {
@@ -110,12 +131,32 @@ void forecast(const Forecast& f, const ForecastBuffers& b) {
     if (layer) of_layer.I = p.N, of_layer.F = 0;
     check_weights(of_layer, b.weights[layer]);
   }
-  if (p.B == 0) return;
+  if (p.B == 0) return true;
+  if (f.ring) check_reads(f, b.reads);
   FASTRNN_CHECK(b.w_out && b.state && b.workspace, "w_out, state and workspace must be given");
   FASTRNN_CHECK(b.u || p.I == 0, "u must be given");
   FASTRNN_CHECK(b.out || p.T == 0, "out must be given");
-  FASTRNN_CHECK(b.drivers || p.T == 0 || p.I == (p.F ? 0 : f.O), "drivers must be given");
-  kernels_for(p).forecast(f, b);
+  FASTRNN_CHECK(b.drivers || p.T == 0 || f.ring || p.I == (p.F ? 0 : f.O), "drivers must be given");
+  return kernels_for(p).forecast(f, b);
+}
+
+size_t workspace_bytes(const Polynomial& p) {
+  check_polynomial(p);
+  return kernels().run[int(p.dtype)].polynomial_workspace(p);
+}
+
+bool forecast(const Polynomial& p, const PolynomialBuffers& b) {
+  check_polynomial(p);
+  if (p.B == 0) return true;
+  FASTRNN_CHECK(b.monomials && b.w_out && b.window && b.workspace,
+                "monomials, w_out, window and workspace must be given");
+  FASTRNN_CHECK(b.out || p.T == 0, "out must be given");
+  FASTRNN_CHECK(b.drivers || p.T == 0 || p.I == p.O, "drivers must be given");
+  for (int64_t k = 0; k < p.order * p.features; ++k)
+    FASTRNN_CHECK(b.monomials[k] >= 0 && b.monomials[k] <= p.delays * p.I,
+                  "monomials must be in [0, delays*I] = [0, " << p.delays * p.I << "], got "
+                                                              << b.monomials[k]);
+  return kernels().run[int(p.dtype)].polynomial(p, b);
 }
 
 size_t workspace_bytes(const Gram& gram) {
@@ -125,15 +166,15 @@ size_t workspace_bytes(const Gram& gram) {
   return kernels().gram_workspace(gram);
 }
 
-void accumulate(const Gram& gram, const GramBuffers& b) {
+bool accumulate(const Gram& gram, const GramBuffers& b) {
   workspace_bytes(gram);
-  if (gram.n == 0) return;
+  if (gram.n == 0) return true;
   FASTRNN_CHECK(b.states && b.gram && b.sums && b.workspace,
                 "states, gram, sums and workspace must be given");
   FASTRNN_CHECK((b.targets && b.cross) || gram.O == 0, "targets and cross must be given");
   for (int64_t k = 0; b.row_weights && k < gram.n; ++k)
     FASTRNN_CHECK(b.row_weights[k] >= 0, "row_weights must not be negative, at row " << k);
-  kernels().gram(gram, b);
+  return kernels().gram(gram, b);
 }
 
 }  // namespace fastrnn::reservoir

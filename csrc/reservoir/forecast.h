@@ -2,36 +2,17 @@
 #pragma once
 
 #include "forward.h"
+#include "ring.h"
 
 namespace fastrnn::FASTRNN_ISA {
-
-using reservoir::Forecast;
-using reservoir::ForecastBuffers;
-
-constexpr int64_t kReadoutLanes = 8;
-
-// The sum of w[i] x[i] in float64; in eight chains, whatever the ISA. `square`: of the odd x,
-// squared.
-template <class T>
-double readout_sum(const double* w, const T* x, int64_t n, bool square) {
-  double sums[kReadoutLanes] = {};
-  const auto value = [&](int64_t i, int64_t lane) {
-    const double v = double(x[i + lane]);
-    return square && lane % 2 ? v * v : v;
-  };
-  int64_t i = 0;
-  for (; i + kReadoutLanes <= n; i += kReadoutLanes)
-    for (int64_t l = 0; l < kReadoutLanes; ++l) sums[l] += w[i + l] * value(i, l);
-  for (int64_t l = 0; i + l < n; ++l) sums[l] += w[i + l] * value(i, l);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
 
 template <class T>
 struct ForecastSlot {
   Layer<T> layers[reservoir::kMaxLayers];
   Row<T>* rows[reservoir::kMaxLayers];
   int64_t* active;
-  T *u, *fed_back;  // [size,I], [size,F]
+  T *u, *fed_back;   // [size,I], [size,F]
+  double* features;  // of one sequence: [layers*N (+ I)]
 
   ForecastSlot(const Forecast& f, const ForecastBuffers& b, void* memory, size_t* bytes) {
     Arena arena(memory);
@@ -45,6 +26,7 @@ struct ForecastSlot {
     active = arena.take<int64_t>(size);
     u = arena.take<T>(size * p.I);
     fed_back = arena.take<T>(size * p.F);
+    features = arena.take<double>(f.layers * p.N + p.I);
     if (bytes) *bytes = arena.bytes();
   }
 };
@@ -54,7 +36,7 @@ class ForecastRun {
  public:
   ForecastRun(const Forecast& f, const ForecastBuffers& b) : f_(f), p_(f.problem), b_(b) {}
 
-  void group(int64_t m, int64_t first, int64_t count, ForecastSlot<T>& s) const {
+  void group(int64_t m, int64_t first, int64_t count, ForecastSlot<T>& s, const Poll& poll) const {
     for (int l = 0; l < f_.layers; ++l) {
       s.layers[l].load(b_.weights[l], m);
       for (int64_t i = 0; i < count; ++i)
@@ -65,6 +47,7 @@ class ForecastRun {
       copy(last_input(m, first + i), p_.I, s.u + i * p_.I);
     }
     for (int64_t t = 0; t < p_.T; ++t) {
+      if (poll.stops(t)) return;
       for (int64_t i = 0; i < count; ++i) close_loop(m, t, first + i, i, s);
       for (int l = 0; l < f_.layers; ++l) s.layers[l].step(s.rows[l], s.active, count);
     }
@@ -90,14 +73,12 @@ class ForecastRun {
     const int64_t units = f_.layers * p_.N, width = units + (f_.sees_input ? p_.I : 0);
     double* out = Offsets<double>{b_.out_strides}.at(b_.out, m, t, b);
     T* u = s.u + i * p_.I;
-    for (int64_t o = 0; o < f_.O; ++o) {
-      const double* w = b_.w_out + (m * f_.O + o) * width;
-      double sum = b_.b_out ? b_.b_out[m * f_.O + o] : 0;
-      for (int l = 0; l < f_.layers; ++l)
-        sum += readout_sum(w + l * p_.N, s.rows[l][i].state, p_.N, f_.square);
-      if (f_.sees_input) sum += readout_sum(w + units, u, p_.I, false);
-      out[o] = sum;
-    }
+    for (int l = 0; l < f_.layers; ++l)
+      to_features(s.rows[l][i].state, p_.N, f_.square, s.features + l * p_.N);
+    if (f_.sees_input) to_features(u, p_.I, false, s.features + units);
+    for (int64_t o = 0; o < f_.O; ++o)
+      out[o] = (b_.b_out ? b_.b_out[m * f_.O + o] : 0) +
+               dot(b_.w_out + (m * f_.O + o) * width, s.features, width);
     T* looped = p_.F ? s.fed_back + i * p_.F : u;
     for (int64_t o = 0; o < f_.O; ++o) looped[o] = T(out[o]);
     const int64_t before = p_.F ? 0 : f_.O;
@@ -123,19 +104,26 @@ size_t forecast_slot_bytes(const Forecast& f) {
 }
 
 template <class T>
-void reservoir_forecast(const Forecast& f, const ForecastBuffers& b) {
+size_t forecast_workspace(const Forecast& f) {
+  return f.ring ? ring_bytes<T>(f) : forecast_slot_bytes<T>(f) * size_t(f.problem.threads);
+}
+
+template <class T>
+bool reservoir_forecast(const Forecast& f, const ForecastBuffers& b) {
+  if (f.ring) return RingRun<T>(f, b, b.workspace, nullptr).run();
   const ReservoirProblem& p = f.problem;
   const Groups groups(p);
   const ForecastRun<T> run(f, b);
   const size_t bytes = forecast_slot_bytes<T>(f);
-  Team team(p.threads);
+  Team team(p.threads, b.interrupt);
   team.run(p.M * groups.count, [&](int64_t i, int slot_number) {
     const int64_t member = i / groups.count, first = i % groups.count * groups.size;
     const int64_t count = p.B - first < groups.size ? p.B - first : groups.size;
     ForecastSlot<T> slot(f, b, static_cast<char*>(b.workspace) + bytes * size_t(slot_number),
                          nullptr);
-    run.group(member, first, count, slot);
+    run.group(member, first, count, slot, Poll(team, slot_number, p.N));
   });
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

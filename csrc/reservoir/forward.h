@@ -36,6 +36,23 @@ struct Offsets {  // of (member, step, row) by strides
   }
 };
 
+// Whether to stop, between the steps of a ticket: asked often enough for a person who waits, and
+// too rarely to take time.
+class Poll {
+ public:
+  Poll(Team& team, int slot, int64_t units) : team_(team), slot_(slot), every_(1 + 4096 / units) {}
+
+  bool stops(int64_t step) const {
+    if (step % every_) return false;
+    return slot_ == 0 ? team_.asked_to_stop() : team_.stopped();
+  }
+
+ private:
+  Team& team_;
+  int slot_;
+  int64_t every_;
+};
+
 // What a ticket has in its slot's part of the workspace.
 template <class T>
 struct ForwardSlot {
@@ -62,13 +79,15 @@ class ForwardRun {
  public:
   ForwardRun(const ReservoirProblem& p, const reservoir::ForwardBuffers& b) : p_(p), b_(b) {}
 
-  void group(int64_t member, int64_t first, int64_t count, ForwardSlot<T>& slot) const {
+  void group(int64_t member, int64_t first, int64_t count, ForwardSlot<T>& slot,
+             const Poll& poll) const {
     slot.layer.load(b_.weights, member);
     for (int64_t i = 0; i < count; ++i) {
       const T* h0 = static_cast<const T*>(b_.h0);
       slot.rows[i] = slot.layer.make_row(i, h0 ? h0 + (member * p_.B + first + i) * p_.N : nullptr);
     }
     for (int64_t s = 0; s < p_.T; ++s) {
+      if (poll.stops(s)) return;
       int64_t alive = 0;
       for (int64_t i = 0; i < count; ++i)
         if (place(slot.rows[i], member, s, first + i)) slot.active[alive++] = i;
@@ -109,18 +128,19 @@ size_t forward_slot_bytes(const ReservoirProblem& p) {
 }
 
 template <class T>
-void reservoir_forward(const ReservoirProblem& p, const reservoir::ForwardBuffers& b) {
+bool reservoir_forward(const ReservoirProblem& p, const reservoir::ForwardBuffers& b) {
   const Groups groups(p);
   const ForwardRun<T> run(p, b);
   const size_t bytes = forward_slot_bytes<T>(p);
-  Team team(p.threads);
+  Team team(p.threads, b.interrupt);
   team.run(p.M * groups.count, [&](int64_t i, int slot_number) {
     const int64_t member = i / groups.count, first = i % groups.count * groups.size;
     const int64_t count = p.B - first < groups.size ? p.B - first : groups.size;
     ForwardSlot<T> slot(p, b.weights, static_cast<char*>(b.workspace) + bytes * size_t(slot_number),
                         nullptr);
-    run.group(member, first, count, slot);
+    run.group(member, first, count, slot, Poll(team, slot_number, p.N));
   });
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -139,11 +139,12 @@ inline size_t gram_workspace(const Gram& g) {
   return bytes;
 }
 
-inline void gram_accumulate(const Gram& g, const GramBuffers& b) {
+inline bool gram_accumulate(const Gram& g, const GramBuffers& b) {
   const GramSpace space(g, b.workspace, nullptr);
-  Team team(g.threads);
-  for (int64_t start = 0; start < g.n; start += kGramChunk)
+  Team team(g.threads, b.interrupt);
+  for (int64_t start = 0; start < g.n && !team.stopped(); start += kGramChunk)
     gram_chunk(g, b, start, g.n - start < kGramChunk ? g.n - start : kGramChunk, space, team);
+  return !team.stopped();
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -5,6 +5,7 @@
 #include "forecast.h"
 #include "forward.h"
 #include "gram.h"
+#include "polynomial.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -15,14 +16,10 @@ size_t run_workspace(const ReservoirProblem& p) {
 }
 
 template <class T>
-size_t forecast_workspace(const Forecast& f) {
-  return forecast_slot_bytes<T>(f) * size_t(f.problem.threads);
-}
-
-template <class T>
 constexpr reservoir::RunKernels run_kernels() {
-  return {run_workspace<T>, reservoir_forward<T>, reservoir_backward<T>, forecast_workspace<T>,
-          reservoir_forecast<T>};
+  return {run_workspace<T>,      reservoir_forward<T>,  reservoir_backward<T>,
+          forecast_workspace<T>, reservoir_forecast<T>, polynomial_workspace<T>,
+          polynomial_forecast<T>};
 }
 
 const reservoir::Kernels& reservoir_kernels() {

@@ -7,16 +7,18 @@ namespace fastrnn::reservoir {
 
 struct RunKernels {
   size_t (*workspace)(const Problem&);
-  void (*forward)(const Problem&, const ForwardBuffers&);
-  void (*backward)(const Problem&, const BackwardBuffers&);
+  bool (*forward)(const Problem&, const ForwardBuffers&);  // false: interrupted
+  bool (*backward)(const Problem&, const BackwardBuffers&);
   size_t (*forecast_workspace)(const Forecast&);
-  void (*forecast)(const Forecast&, const ForecastBuffers&);
+  bool (*forecast)(const Forecast&, const ForecastBuffers&);
+  size_t (*polynomial_workspace)(const Polynomial&);
+  bool (*polynomial)(const Polynomial&, const PolynomialBuffers&);
 };
 
 struct Kernels {
   RunKernels run[2];  // float32, float64
   size_t (*gram_workspace)(const Gram&);
-  void (*gram)(const Gram&, const GramBuffers&);
+  bool (*gram)(const Gram&, const GramBuffers&);
 };
 
 }  // namespace fastrnn::reservoir

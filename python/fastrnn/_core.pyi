@@ -146,7 +146,34 @@ class ReservoirForecast:
     """A closed loop over some layers; the problem is the first layer's, T the horizon."""
 
     def __init__(
-        self, problem: ReservoirProblem, layers: int, O: int, square: bool, sees_input: bool
+        self,
+        problem: ReservoirProblem,
+        layers: int,
+        O: int,
+        square: bool,
+        sees_input: bool,
+        ring: bool,
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+class Polynomial:
+    """A closed loop over products of delayed inputs."""
+
+    def __init__(
+        self,
+        dtype: str,
+        T: int,
+        B: int,
+        I: int,
+        O: int,
+        delays: int,
+        skip: int,
+        order: int,
+        features: int,
+        square: bool,
+        sees_input: bool,
+        threads: int,
     ) -> None: ...
     @property
     def workspace_bytes(self) -> int: ...
@@ -196,10 +223,24 @@ def reservoir_forecast(
     weights: list[list[int]],
     w_out: int,
     b_out: int,
+    reads: int,
     drivers: int,
     drivers_strides: list[int],
     u: int,
     state: int,
+    out: int,
+    out_strides: list[int],
+    workspace: int,
+    /,
+) -> None: ...
+def polynomial_forecast(
+    polynomial: Polynomial,
+    monomials: int,
+    w_out: int,
+    b_out: int,
+    drivers: int,
+    drivers_strides: list[int],
+    window: int,
     out: int,
     out_strides: list[int],
     workspace: int,

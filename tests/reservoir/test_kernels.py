@@ -12,7 +12,8 @@ from torch import Tensor
 import fastrnn
 from _reservoirs import LAYOUTS, layer_reference, reference, with_layout
 from fastrnn.reservoir import Population, Reservoir, _engine
-from fastrnn.reservoir._ops import forecast, gram_update, run_blocks
+from fastrnn.reservoir._forecast import forecast
+from fastrnn.reservoir._ops import gram_update, run_blocks
 
 DTYPES = (torch.float32, torch.float64)
 SIZES = (1, 7, 16, 17, 50)  # of units: around the block of 16, and within one

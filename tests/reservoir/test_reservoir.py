@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from _reservoirs import reference
 from fastrnn.reservoir import Population, Reservoir, RingReservoirs, matrices, spectrum
-from fastrnn.reservoir._ops import forecast, gram_update, run_blocks
+from fastrnn.reservoir._forecast import forecast
+from fastrnn.reservoir._ops import gram_update, run_blocks
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -79,6 +79,7 @@ struct ForwardBuffers {
   void* h_n = nullptr;        // [M,B,N]; overwritten
   void* activated = nullptr;  // [M,T,B,N], f(...) for backward(); overwritten up to each length
   void* workspace = nullptr;  // workspace_bytes(); overwritten
+  Interrupt interrupt;
 };
 
 struct BackwardBuffers {
@@ -94,39 +95,76 @@ struct BackwardBuffers {
   Strides dfeedback_strides;
   void* dh0 = nullptr;  // [M,B,N]; overwritten
   void* workspace = nullptr;
+  Interrupt interrupt;
 };
 
+// All calls but those for sizes return whether they came to their end, see Interrupt.
 size_t workspace_bytes(const Problem& problem);
-void forward(const Problem& problem, const ForwardBuffers& buffers);
-void backward(const Problem& problem, const BackwardBuffers& buffers);
+bool forward(const Problem& problem, const ForwardBuffers& buffers);
+bool backward(const Problem& problem, const BackwardBuffers& buffers);
 
 constexpr int kMaxLayers = 16;
 
 // Closed loop: out_j = W_out [states of all layers; u] + b_out, then one step on
-// u = [out_j; drivers_j], or with F = O on u = drivers_j and v = out_j.
+// u = [out_j; drivers_j], or with F = O on u = drivers_j and v = out_j. Each member is a network of
+// its own, or all are one: a ring, whose members read parts of the outputs of one readout,
+// u of member m = out_j[reads[m]], with neither drivers nor F.
 struct Forecast {
   Problem problem;  // T is the horizon; I and F are those of the first layer, others have I = N
   int layers = 1;
   int64_t O = 1;
   bool square = false;      // states 1, 3, ... enter the readout squared
-  bool sees_input = false;  // W_out has I more columns, for u
+  bool sees_input = false;  // W_out has I (of a ring O) more columns, for the last input
+  bool ring = false;
 };
 
 struct ForecastBuffers {
   Weights weights[kMaxLayers];
-  const double* w_out = nullptr;  // [M,O,layers*N (+ I)]
-  const double* b_out = nullptr;  // [M,O], null: zeros
-  const void* drivers = nullptr;  // [M,T,B,I - O or I] by strides
+  const double* w_out = nullptr;   // [M,O,layers*N (+ I)]; of a ring [O,M*layers*N (+ O)]
+  const double* b_out = nullptr;   // [M,O], of a ring [O]; null: zeros
+  const int64_t* reads = nullptr;  // [M,I], in [0, O); of a ring only
+  const void* drivers = nullptr;   // [M,T,B,I - O or I] by strides
   Strides drivers_strides;
-  void* u = nullptr;      // [M,B,I], the last input; overwritten by the last one of the forecast
+  // [M,B,I], of a ring [B,O]: the last input; overwritten by the last one of the forecast
+  void* u = nullptr;
   void* state = nullptr;  // [M,layers,B,N]; overwritten by the state after the forecast
-  double* out = nullptr;  // [M,T,B,O] by strides; overwritten
+  double* out = nullptr;  // [M,T,B,O], of a ring [T,B,O], by strides; overwritten
   Strides out_strides;
   void* workspace = nullptr;
+  Interrupt interrupt;
 };
 
 size_t workspace_bytes(const Forecast& forecast);
-void forecast(const Forecast& forecast, const ForecastBuffers& buffers);
+bool forecast(const Forecast& forecast, const ForecastBuffers& buffers);
+
+// Closed loop over products of delayed inputs: with l = [u_t, u_{t-skip}, ..., 1] of `delays`
+// inputs, feature p is the product over k of l[monomials[k][p]], and
+// out_j = W_out [features; u] + b_out, u = [out_j; drivers_j].
+struct Polynomial {
+  Dtype dtype = Dtype::kFloat32;  // or kFloat64
+  int64_t T = 1, B = 1, I = 1, O = 1, delays = 1, skip = 1, order = 1, features = 1;
+  bool square = false;      // features 1, 3, ... enter the readout squared
+  bool sees_input = false;  // W_out has I more columns, for u
+  int threads = 1;
+
+  int64_t window() const { return (delays - 1) * skip + 1; }
+};
+
+struct PolynomialBuffers {
+  const int64_t* monomials = nullptr;  // [order,features], in [0, delays*I]
+  const double* w_out = nullptr;       // [O,features (+ I)]
+  const double* b_out = nullptr;       // [O], null: zeros
+  const void* drivers = nullptr;       // [T,B,I - O] by strides
+  Strides drivers_strides;
+  void* window = nullptr;  // [window,B,I], the present input last; overwritten by the last window
+  double* out = nullptr;   // [T,B,O] by strides; overwritten
+  Strides out_strides;
+  void* workspace = nullptr;
+  Interrupt interrupt;
+};
+
+size_t workspace_bytes(const Polynomial& polynomial);
+bool forecast(const Polynomial& polynomial, const PolynomialBuffers& buffers);
 
 // Sums over n rows in float64, of X = states - shift and Y = targets - target_shift:
 // gram += X^T diag(w) X (upper triangle), cross += X^T diag(w) Y, sums += X^T w.
@@ -148,9 +186,10 @@ struct GramBuffers {
   double* cross = nullptr;               // [N,O]; added to
   double* sums = nullptr;                // [N]; added to
   void* workspace = nullptr;
+  Interrupt interrupt;
 };
 
 size_t workspace_bytes(const Gram& gram);
-void accumulate(const Gram& gram, const GramBuffers& buffers);
+bool accumulate(const Gram& gram, const GramBuffers& buffers);
 
 }  // namespace fastrnn::reservoir

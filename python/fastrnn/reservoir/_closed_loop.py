@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _ops
-from ._series import Piece, check_finite, padded
-from ._session import Pool
+from . import _forecast
+from ._series import check_finite
+from .nvar import NVAR
 from .population import RingReservoirs
 from .readout import LinearReadout
 from .reservoir import Reservoir
@@ -103,9 +103,8 @@ def run(
     esn: ESN, h: Tensor, last: Tensor, horizon: int, drivers: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Close the loop from a state (.., B, N) and the last input (B, I); (horizon, B, O) and h."""
-    kernel = isinstance(esn.reservoir, Reservoir) or (
-        isinstance(esn.reservoir, RingReservoirs)
-        and not (esn.input_to_readout or esn.increments or drivers is not None)
+    kernel = isinstance(esn.reservoir, Reservoir | NVAR) or (
+        isinstance(esn.reservoir, RingReservoirs) and drivers is None
     )
     linear = isinstance(esn.readout, LinearReadout)
     if not (kernel and linear) or esn.feedback_map is not None:
@@ -114,7 +113,7 @@ def run(
     swap = esn.reservoir.batch_first
     given = drivers.transpose(0, 1) if drivers is not None and swap else drivers
     sees = weight.shape[1] > esn.reservoir.output_size
-    out, h = _ops.forecast(
+    out, h = _forecast.forecast(
         esn.reservoir,
         weight,
         bias,
@@ -144,7 +143,7 @@ def kernel_readout(esn: ESN) -> tuple[Tensor, Tensor]:
 def step_by_step(
     esn: ESN, h: Tensor, last: Tensor, horizon: int, drivers: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Close the loop from Python, for readouts, maps and reservoirs that the kernel has not."""
+    """Close the loop from Python, for readouts, maps and drivers that the kernels have not."""
     res = esn.reservoir
     time = 1 if res.batch_first else 0
     features = latest(esn, h, last)
@@ -192,42 +191,3 @@ def own_feedback(esn: ESN, x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor
     if esn.pooling:
         raise ValueError("ESN: pooling must be None for a reservoir with feedback")
     return torch.cat([head, final.unsqueeze(0)]), h
-
-
-def predict_list(esn: ESN, x: list[Any]) -> list[Tensor]:
-    """Predict series of any lengths, many side by side."""
-    reader = esn.reader()
-    series = []
-    for i, part in enumerate(x):
-        if not isinstance(part, Tensor) or part.dim() != 2:
-            raise ValueError(f"ESN: x must be a list of tensors (T, I); number {i} is not")
-        dense = reader.input(part)
-        check_finite("x", dense)
-        series.append(dense)
-    if esn.reservoir.feedback_size:
-        return [esn.predict(part) for part in x]
-    results: list[Tensor] = [torch.empty(0)] * len(x)
-    order = sorted(range(len(x)), key=lambda i: series[i].shape[0])
-    with esn._mode(False):
-        for at in range(0, len(order), 64):
-            chosen = order[at : at + 64]
-            _predict_group(esn, [series[i] for i in chosen], chosen, results)
-    return results
-
-
-def _predict_group(esn: ESN, group: list[Tensor], places: list[int], results: list[Tensor]) -> None:
-    batch = padded([Piece(x, x) for x in group], False)
-    pool = Pool(esn.pooling, esn.washout, batch.lengths)
-    for steps, features, _ in esn.blocks(batch.x, None, batch.lengths, None):
-        if esn.pooling:
-            pool.add(steps, features)
-            continue
-        output = esn.readout(features)
-        if esn.increments:
-            output = output + batch.x[steps, :, : esn.output_size]
-        for b, place in enumerate(places):
-            part = output[: group[b].shape[0] - steps.start, b]
-            results[place] = torch.cat([results[place], part]) if steps.start else part
-    if esn.pooling:
-        for place, row in zip(places, esn.readout(pool.result()), strict=True):
-            results[place] = row

@@ -73,9 +73,13 @@ class Weights:
         carry = NO_MATRIX if self.carry is None else self.carry.addresses()
         return [*(t.data_ptr() for t in owned), *self.recurrent.addresses(), *carry]
 
-    def problem(self, T: int, B: int, reverse: bool = False) -> Any:
-        """Return the compiled module's problem."""
-        stored = self.w_ih.numel() + self.w_fb.numel() + self.recurrent.weights.numel()
+    @property
+    def stored(self) -> int:
+        """Weights of all members."""
+        return self.w_ih.numel() + self.w_fb.numel() + self.recurrent.weights.numel()
+
+    def problem(self, T: int, B: int, reverse: bool = False, worth: int | None = None) -> Any:
+        """Return the compiled module's problem, its threads those that so much work is worth."""
         return _ops.core.ReservoirProblem(
             DTYPES[self.w_ih.dtype],
             self.activation,
@@ -86,7 +90,7 @@ class Weights:
             self.w_fb.shape[2],
             self.hidden_size,
             reverse,
-            threads(T * B * stored),
+            threads(T * B * self.stored if worth is None else worth),
         )
 
 
@@ -251,29 +255,84 @@ def forecast(
     state: Tensor,
     out: Tensor,
     square: bool,
+    reads: Tensor | None = None,
 ) -> None:
     """Run the closed loop; ``u``, ``state`` (M, L, B, N) and ``out`` (M, T, B, O) are overwritten.
 
-    All tensors are contiguous but ``drivers`` and ``out``, whose features are adjacent; ``w_out``,
-    ``b_out`` and ``out`` are float64.
+    With ``reads`` (M, I) the members are one ring: ``u`` is (B, O), ``out`` (1, T, B, O), and W_out
+    reads the states of all members. All tensors are contiguous but ``drivers`` and ``out``, whose
+    features are adjacent; ``w_out``, ``b_out`` and ``out`` are float64.
     """
     _, T, B, O = out.shape
     first = layers[0]
-    sees_input = w_out.shape[-1] > len(layers) * first.hidden_size
-    problem = first.problem(T, B)
-    sized = _ops.core.ReservoirForecast(problem, len(layers), O, square, sees_input)
+    units = len(layers) * first.hidden_size * (1 if reads is None else first.members)
+    # The threads of a ring meet at each step.
+    work = T if reads is None else 1
+    problem = first.problem(T, B, worth=work * B * (first.stored + O * units))
+    sized = _ops.core.ReservoirForecast(
+        problem, len(layers), O, square, w_out.shape[-1] > units, reads is not None
+    )
     taken = _ops.scratch_memory.take(sized.workspace_bytes)
     _ops.core.reservoir_forecast(
         sized,
         [w.addresses() for w in layers],
         _address(w_out),
         _address(b_out),
+        _address(reads),
         _address(drivers),
         _strides(drivers),
         _address(u),
         _address(state),
         _address(out),
         _strides(out),
+        taken[0],
+    )
+    _ops.scratch_memory.give_back(taken)
+
+
+def polynomial_forecast(
+    monomials: Tensor,
+    delays: int,
+    skip: int,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    drivers: Tensor | None,
+    window: Tensor,
+    out: Tensor,
+    square: bool,
+) -> None:
+    """Run the closed loop of an NVAR; ``window`` (w, B, I) and ``out`` (T, B, O) are overwritten.
+
+    Tensors are as for ``forecast``; ``monomials`` (order, features) are places among the delayed
+    inputs, one more for a factor of 1.
+    """
+    T, B, O = out.shape
+    order, features = monomials.shape
+    sized = _ops.core.Polynomial(
+        DTYPES[window.dtype],
+        T,
+        B,
+        window.shape[2],
+        O,
+        delays,
+        skip,
+        order,
+        features,
+        square,
+        w_out.shape[-1] > features,
+        threads(T * B * features * (order + O)),
+    )
+    taken = _ops.scratch_memory.take(sized.workspace_bytes)
+    _ops.core.polynomial_forecast(
+        sized,
+        _address(monomials),
+        _address(w_out),
+        _address(b_out),
+        _address(drivers),
+        [0, 0, 0] if drivers is None else [0, *drivers.stride()[:2]],
+        _address(window),
+        _address(out),
+        [0, *out.stride()[:2]],
         taken[0],
     )
     _ops.scratch_memory.give_back(taken)

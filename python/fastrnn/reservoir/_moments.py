@@ -10,6 +10,7 @@ subtracting w m m^T from raw sums would cancel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Moments:
         weight = float(states.shape[0]) if weights is None else float(weights.sum())
         if weight == 0:
             return
-        mean = _means(states, targets, weights)
+        mean = block_mean(states, targets, weights)
         self._add(states, targets, weights, mean)
         self._add_row(self._blend(weight, mean))
         self.rows += states.shape[0]
@@ -49,6 +50,11 @@ class Moments:
         self._add_all(other)
         self._add_row(self._blend(other.weight, other.mean))
         self.rows += other.rows
+
+    @property
+    def directions(self) -> int:
+        """Dimension of what the rows may span."""
+        return self.features
 
     def copy(self) -> Moments:
         """Return an independent accumulator of the same rows."""
@@ -114,6 +120,21 @@ class Moments:
         raise NotImplementedError
 
 
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Return an accumulator of the rows of all parts, which are of one kind."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total.merge(part)
+    return total
+
+
+def symmetric(upper: Tensor) -> Tensor:
+    """Return the symmetric matrix of an upper triangle whose other entries are zero."""
+    both = upper + upper.T
+    both.diagonal().mul_(0.5)
+    return both
+
+
 def _readable(rows: Tensor) -> Tensor:
     """Return rows as the engine reads them: floating-point numbers, those of a row adjacent."""
     if rows.dtype not in (torch.float32, torch.float64):
@@ -121,7 +142,7 @@ def _readable(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _means(states: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+def block_mean(states: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean row of a block."""
     if weights is None:
         return torch.cat([part.mean(0, dtype=torch.float64) for part in (states, targets)])
@@ -151,7 +172,7 @@ class Gram(Moments):
         if weight == 0:
             return
         states, targets = _readable(states), _readable(targets)
-        pivot = self.mean if self.weight else _means(states, targets, weights)
+        pivot = self.mean if self.weight else block_mean(states, targets, weights)
         shift, target_shift = pivot[: self.features], pivot[self.features :]
         self._sums.zero_()
         _ops.gram_update(
@@ -195,8 +216,7 @@ class Gram(Moments):
     def scatter(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks S_xx, S_xy and S_yy of the scatter."""
         self._fold()
-        upper = self._gram.triu()
-        return upper + upper.triu(1).T, self._cross, self._square
+        return symmetric(self._gram.triu_()), self._cross, self._square
 
     def joint(self) -> Tensor:
         """Return the scatter as one matrix."""
@@ -280,6 +300,7 @@ class CholeskyQR3:
         """Start from the scatter of the first pass, uncentred if it is not to be centred."""
         self.centred = centred
         self.features, self.outputs = first.features, first.outputs
+        self.directions = first.features
         self.passes = 1
         self.rows, self.weight, self.mean = first.rows, first.weight, first.mean
         scatter = first.joint()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -149,3 +149,40 @@ def too_long(washout: int, steps: int) -> ValueError:
         f"ESN: washout must be shorter than every series, got {washout} for a series of {steps} "
         "steps"
     )
+
+
+def run_pass(
+    session: Session,
+    x: Any,
+    y: Any,
+    weights: Any,
+    washout: int | None,
+    continued: bool,
+    progress: bool,
+) -> None:
+    """Hand all rows of a caller's data to the readout, once."""
+    esn = session.esn
+    washed = esn.washout if washout is None else check_washout(washout)
+    if esn.pooling == "mean" and washed != esn.washout:
+        raise ValueError(
+            "ESN: washout must be given to the constructor with pooling='mean', as predict leaves "
+            f"out the same steps: {esn.washout} there, got {washed}"
+        )
+    pieces = esn.reader().pieces(x, y, weights)
+    if progress:
+        from tqdm.auto import tqdm
+
+        pieces = tqdm(pieces, desc="ESN.fit", unit="batch")
+    streams = continued and not isinstance(x, list | tuple)
+    with torch.no_grad(), esn._mode(True):
+        for piece in pieces:
+            if not streams:
+                session.restart()
+            session.add(piece, washed, streams)
+
+
+def check_washout(washout: object) -> int:
+    """Refuse what is no number of steps."""
+    if isinstance(washout, bool) or not isinstance(washout, int) or washout < 0:
+        raise ValueError(f"ESN: washout must be an integer >= 0, got {washout!r}")
+    return washout

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _closed_loop, _ops
+from . import _closed_loop, _open_loop, _ops
 from ._series import Reader, check_finite
-from ._session import Pool, Session, shifted, too_long
+from ._session import Session, check_washout, run_pass, too_long
 from .readout import Readout
 from .reservoir import Reservoir
 from .ridge import Ridge
@@ -99,7 +99,7 @@ class ESN(nn.Module):
         self.input_size, self.output_size = input_size, output_size
         self.reservoir = reservoir
         self.readout = Ridge() if readout is None else readout
-        self.washout = _check_washout(washout)
+        self.washout = check_washout(washout)
         self.input_to_readout, self.square = input_to_readout, square
         self.increments, self.pooling, self.feedback_map = increments, pooling, feedback_map
         self._session: Session | None = None
@@ -149,7 +149,7 @@ class ESN(nn.Module):
         try:
             session = Session(self)
             while True:
-                self._pass(session, x, y, sample_weight, washout, continued, progress)
+                run_pass(session, x, y, sample_weight, washout, continued, progress)
                 session.check()
                 if not self.readout.advance():
                     break
@@ -190,7 +190,7 @@ class ESN(nn.Module):
             self._session = Session(self)
         if not continued:
             self._session.restart()
-        self._pass(self._session, x, y, sample_weight, washout, True, False)
+        run_pass(self._session, x, y, sample_weight, washout, True, False)
         return self
 
     def finalize(self) -> ESN:
@@ -264,14 +264,14 @@ class ESN(nn.Module):
         if isinstance(x, list | tuple):
             if h0 is not None or return_state or feedback is not None:
                 raise ValueError("ESN: h0, feedback and return_state need x to be one tensor")
-            return _closed_loop.predict_list(self, list(x))
+            return _open_loop.predict_list(self, list(x))
         dense = self.reader().input(x)
         check_finite("x", dense)
         with self._mode(False):
             if self.reservoir.feedback_size and feedback is None:
                 output, h = _closed_loop.own_feedback(self, dense, h0)
             else:
-                output, h = self._open_loop(dense, self._state_in(h0, x), x.dim(), feedback)
+                output, h = _open_loop.run(self, dense, self._state_in(h0, x), x.dim(), feedback)
         if self.pooling:
             output = output[0] if x.dim() == 2 else output
         elif x.dim() == 2:
@@ -390,62 +390,3 @@ class ESN(nn.Module):
         fed = None if feedback is None else lay(feedback)
         for steps, states, state in _ops.run_blocks(res, lay(x), h, fed):
             yield steps, self._features(lay(states), x[steps]), state
-
-    def _open_loop(
-        self, x: Tensor, h: Tensor | None, dims: int, feedback: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        fed = None
-        if feedback is not None:
-            if not self.reservoir.feedback_size:
-                raise ValueError("ESN: feedback must be None, as the reservoir takes none")
-            fed = feedback.unsqueeze(1) if dims == 2 else feedback
-            fed = fed.transpose(0, 1) if dims == 3 and self.reservoir.batch_first else fed
-            fed = shifted(fed.to(x.dtype), None)
-        pool = Pool(self.pooling, self.washout, None)
-        parts: list[Tensor] = []
-        end = h
-        for steps, features, state in self.blocks(x, h, None, fed):
-            end = state
-            if self.pooling:
-                pool.add(steps, features)
-            else:
-                output = self.readout(features)
-                if self.increments:
-                    output = output + x[steps, :, : self.output_size]
-                parts.append(output)
-        assert end is not None
-        return (self.readout(pool.result()) if self.pooling else torch.cat(parts)), end
-
-    def _pass(
-        self,
-        session: Session,
-        x: Any,
-        y: Any,
-        weights: Any,
-        washout: int | None,
-        continued: bool,
-        progress: bool,
-    ) -> None:
-        washed = self.washout if washout is None else _check_washout(washout)
-        if self.pooling == "mean" and washed != self.washout:
-            raise ValueError(
-                "ESN: washout must be given to the constructor with pooling='mean', as predict "
-                f"leaves out the same steps: {self.washout} there, got {washed}"
-            )
-        pieces = self.reader().pieces(x, y, weights)
-        if progress:
-            from tqdm.auto import tqdm
-
-            pieces = tqdm(pieces, desc="ESN.fit", unit="batch")
-        streams = continued and not isinstance(x, list | tuple)
-        with torch.no_grad(), self._mode(True):
-            for piece in pieces:
-                if not streams:
-                    session.restart()
-                session.add(piece, washed, streams)
-
-
-def _check_washout(washout: object) -> int:
-    if isinstance(washout, bool) or not isinstance(washout, int) or washout < 0:
-        raise ValueError(f"ESN: washout must be an integer >= 0, got {washout!r}")
-    return washout

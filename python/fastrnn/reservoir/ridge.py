@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ._moments import CholeskyQR3, Gram, Moments, Triangle
-from ._solve import Solution, Spectrum, by_cholesky, by_factor, validation_error
+from ._moments import CholeskyQR3, Gram, merged
+from ._rows import Rows
+from ._solve import Solution, Spectrum, by_cholesky, by_factor, fold_errors, intercept
+from ._sums import Sums
 from .readout import LinearReadout
 
 SOLVERS = ("auto", "cholesky", "tsqr", "cholqr3")
@@ -31,52 +33,8 @@ class RidgeReport(NamedTuple):
     """Rows fitted."""
     score: float | None
     """Mean over the outputs of the (generalised) cross-validation error over the variance."""
-
-
-class _Sums:
-    """The rows of an unfinished fit, in folds, and the solver that reads them."""
-
-    def __init__(self, features: int, outputs: int, folds: int, length: int) -> None:
-        self.features, self.outputs = features, outputs
-        self.folds, self.length = folds, length
-        self.exact = True
-        self.answer: tuple[Tensor, Tensor, RidgeReport] | None = None
-        self.path: tuple[Tensor, Tensor] | None = None
-
-    def start(self, solver: str) -> None:
-        """Begin a pass for a solver."""
-        self.solver = solver
-        kind = Triangle if solver == "tsqr" else Gram
-        self.parts: list[Any] = [kind(self.features, self.outputs) for _ in range(self.folds)]
-        self.row = 0
-
-    def update(self, states: Tensor, targets: Tensor, weights: Tensor | None) -> None:
-        """Deal rows to the folds, a run of ``length`` rows to each in turn."""
-        rows = states.shape[0]
-        if len(self.parts) == 1:
-            self.parts[0].update(states, targets, weights)
-            self.row += rows
-            return
-        at = 0
-        while at < rows:
-            fold = self.parts[self.row // self.length % self.folds]
-            count = min(rows - at, self.length - self.row % self.length)
-            part = slice(at, at + count)
-            fold.update(states[part], targets[part], None if weights is None else weights[part])
-            at += count
-            self.row += count
-
-    def closed(self, intercept: bool, group: Any) -> list[Any]:
-        """Return the folds, of all ranks and uncentred where need be; the sums stay as they are."""
-        if intercept and group is None:
-            return self.parts
-        parts = [part.copy() for part in self.parts]
-        for part in parts:
-            if group is not None:
-                part.reduce(None if group == "world" else group)
-            if not intercept:
-                part.uncentre()
-        return parts
+    form: str = "primal"
+    """``dual`` where ``cholesky`` factored X X^T + alpha I, of rows fewer than features."""
 
 
 class Ridge(LinearReadout):
@@ -84,7 +42,8 @@ class Ridge(LinearReadout):
 
     The loss is a sum over rows, not a mean: twice the rows need twice the alpha. The intercept b is
     not penalised. Sums are float64 whatever the states are, centred by running means, and of fixed
-    size: rows are never kept.
+    size. Rows X are kept only while they are fewer than features: then X X^T + alpha I, the dual
+    form, gives the same W for less, and the rows take less memory than S.
 
     Args:
         alpha: the penalty, at least 0; ``"gcv"`` or ``"kfold"`` to choose it by generalised or by
@@ -93,8 +52,7 @@ class Ridge(LinearReadout):
         solver: ``"cholesky"`` factors the scatter S + alpha I and refuses where its condition times
             2^-53 exceeds 1e-2; ``"tsqr"`` keeps a triangular factor of the rows in one pass;
             ``"cholqr3"`` gets it in three passes. ``"auto"`` takes Cholesky where that is safe,
-            else CholeskyQR3, where passes bring the same rows, or TSQR, which it also takes for
-            rows that come only once.
+            else TSQR, which it also takes for rows that come only once.
         criterion: ``"gcv"`` or ``"kfold"``: what chooses from a sequence.
         folds: number of folds, at least 2.
         fold_length: consecutive rows of a fold before the next fold's turn; default: one run for
@@ -177,8 +135,9 @@ class Ridge(LinearReadout):
         """Start a fit; see ``Readout.begin``."""
         folds = self.folds if self._searches and self.criterion == "kfold" else 1
         length = self.fold_length or (-(-rows // folds) if rows else 1000)
-        sums = _Sums(features, outputs, folds, length)
-        sums.exact = repeat == "exact"
+        few = self.process_group is None and self.solver != "cholqr3"
+        few = few and (rows is None or rows < features)
+        sums = Sums(features, outputs, folds, length, few)
         if self.solver == "cholqr3" and (repeat == "never" or folds > 1):
             raise ValueError(
                 "Ridge: solver 'cholqr3' needs three passes over the same rows and no folds; use "
@@ -200,7 +159,8 @@ class Ridge(LinearReadout):
 
     def advance(self) -> bool:
         """End a pass: solve, or choose the solver of the next pass."""
-        sums: _Sums = self._pending
+        sums: Sums = self._pending
+        sums.check()
         if sums.solver == "cholqr3":
             return self._advance_qr(sums)
         parts = sums.closed(self.intercept, self.process_group)
@@ -214,38 +174,30 @@ class Ridge(LinearReadout):
             return self._next_solver(sums, parts)
         return False
 
-    def _next_solver(self, sums: _Sums, parts: list[Any]) -> bool:
-        """Start the second pass of what Cholesky could not solve."""
-        if sums.folds == 1 and (sums.exact or self.solver == "cholqr3"):
+    def _next_solver(self, sums: Sums, parts: list[Any]) -> bool:
+        """Start the second pass of what Cholesky could not solve, or do without one."""
+        if sums.kept:
+            sums.replay("tsqr")
+            return not self._solve(sums, sums.closed(self.intercept, self.process_group))
+        if self.solver == "cholqr3":
             try:
                 sums.parts = [CholeskyQR3(parts[0], self.intercept)]
             except LinAlgError as error:
-                self._singular(error)
-            else:
-                sums.solver = "cholqr3"
-                return True
-        sums.start("tsqr")
+                raise _singular() from error
+            sums.solver = "cholqr3"
+        else:
+            sums.start("tsqr")
         return True
 
-    def _advance_qr(self, sums: _Sums) -> bool:
+    def _advance_qr(self, sums: Sums) -> bool:
         [factor] = sums.parts
         if self.process_group is not None:
             factor.reduce(None if self.process_group == "world" else self.process_group)
         try:
             more = bool(factor.advance())
         except LinAlgError as error:
-            self._singular(error)
-            sums.start("tsqr")
-            return True
+            raise _singular() from error
         return more or not self._solve(sums, sums.parts)
-
-    def _singular(self, error: Exception) -> None:
-        """Refuse rows that only Householder reflections can factor, unless the choice is ours."""
-        if self.solver == "cholqr3":
-            raise ValueError(
-                "Ridge: solver 'cholqr3' cannot factor states that are singular to working "
-                "precision; use solver='tsqr' or 'auto'"
-            ) from error
 
     def finalize(self) -> None:
         """Solve, and make the answer the fit that ``forward`` uses.
@@ -253,7 +205,7 @@ class Ridge(LinearReadout):
         Raises:
             ValueError: if no rows came, or the chosen solver is not safe.
         """
-        sums: _Sums = self._require_pending()
+        sums: Sums = self._require_pending()
         if sums.answer is None and self.advance():
             raise ValueError(
                 "Ridge: finalize needs another pass over the rows for this solver; use "
@@ -265,9 +217,9 @@ class Ridge(LinearReadout):
         self.report, self.path = report, sums.path
         sums.answer = None
 
-    def _solve(self, sums: _Sums, parts: list[Any]) -> bool:
+    def _solve(self, sums: Sums, parts: list[Any]) -> bool:
         """Solve from closed sums; return whether that was safe."""
-        total: Any = parts[0] if len(parts) == 1 else _merged(parts)
+        total: Any = parts[0] if len(parts) == 1 else merged(parts)
         if total.rows < 2 and self.intercept:
             raise ValueError(
                 f"Ridge: states must have at least 2 rows, got {total.rows}; with one row the "
@@ -277,7 +229,7 @@ class Ridge(LinearReadout):
             return self._search(sums, parts, total)
         assert isinstance(self.alpha, float)
         solution: Solution | None
-        if isinstance(total, Gram):
+        if isinstance(total, Gram | Rows):
             solution = by_cholesky(total, self.alpha)
         else:
             solution = by_factor(total, self.alpha)
@@ -286,7 +238,7 @@ class Ridge(LinearReadout):
         self._answer(sums, total, solution, self.alpha, None)
         return True
 
-    def _search(self, sums: _Sums, parts: list[Any], total: Any) -> bool:
+    def _search(self, sums: Sums, parts: list[Any], total: Any) -> bool:
         spectrum = Spectrum(total)
         alphas = self._candidates(spectrum.largest)
         usable = [alpha for alpha in alphas if spectrum.resolves(alpha)]
@@ -295,7 +247,7 @@ class Ridge(LinearReadout):
         if self.criterion == "gcv":
             errors = torch.stack([spectrum.gcv(alpha) for alpha in usable])
         else:
-            errors = _fold_errors(parts, usable)
+            errors = fold_errors(parts, usable)
         scores = errors / spectrum.variance.clamp_min(1e-300)
         if not self.per_output:
             scores = scores.mean(1, keepdim=True)
@@ -309,14 +261,14 @@ class Ridge(LinearReadout):
             [weights[k if self.per_output else 0][k] for k in range(total.outputs)]
         )
         alpha = min(chosen)
-        solution = Solution(weight, spectrum.condition(alpha), total.features)
+        solution = Solution(weight, spectrum.condition(alpha), spectrum.directions)
         if spectrum.exact:
             solution.rank = spectrum.rank(alpha)
         score = float(scores.min(0).values.mean())
         self._answer(sums, total, solution, chosen if self.per_output else alpha, score)
         if isinstance(self.alpha, list):
             path = torch.stack([spectrum.coefficients(alpha) for alpha in alphas])
-            sums.path = (path, _bias(total, path))
+            sums.path = (path, intercept(total, path))
         return True
 
     def _candidates(self, largest: float) -> list[float]:
@@ -327,15 +279,17 @@ class Ridge(LinearReadout):
 
     def _answer(
         self,
-        sums: _Sums,
+        sums: Sums,
         total: Any,
         solution: Solution,
         alpha: float | list[float],
         score: float | None,
     ) -> None:
-        bias = _bias(total, solution.weight)
-        rows, solver = total.rows, sums.solver
-        report = RidgeReport(solver, alpha, solution.condition, solution.rank, rows, score)
+        bias = intercept(total, solution.weight)
+        form = "dual" if isinstance(total, Rows) else "primal"
+        report = RidgeReport(
+            sums.solver, alpha, solution.condition, solution.rank, total.rows, score, form
+        )
         sums.answer = (solution.weight, bias, report)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -379,33 +333,8 @@ def _check_alpha(alpha: object) -> float | str | list[float]:
     return numbers if isinstance(alpha, Sequence | Tensor) else numbers[0]
 
 
-def _merged(parts: Sequence[Moments]) -> Moments:
-    total = parts[0].copy()
-    for part in parts[1:]:
-        total.merge(part)
-    return total
-
-
-def _bias(total: Any, weight: Tensor) -> Tensor:
-    """Return b = mean(y) - W mean(s), for one W or many."""
-    F = total.features
-    bias: Tensor = total.mean[F:] - weight @ total.mean[:F]
-    return bias
-
-
-def _fold_errors(parts: list[Moments], alphas: list[float]) -> Tensor:
-    """Return the mean square error (alphas, outputs) of folds left out in turn."""
-    filled = [part for part in parts if part.rows]
-    if len(filled) < 2:
-        raise ValueError(
-            "Ridge: alpha='kfold' needs rows in at least 2 folds; give more rows, or a smaller "
-            "fold_length"
-        )
-    errors = torch.zeros(len(alphas), parts[0].outputs, dtype=torch.float64)
-    for left_out in filled:
-        train = _merged([part for part in filled if part is not left_out])
-        spectrum = Spectrum(train)
-        for i, alpha in enumerate(alphas):
-            weight = spectrum.coefficients(alpha)
-            errors[i] += validation_error(left_out, weight, _bias(train, weight))
-    return errors / max(sum(part.weight for part in filled), 1.0)
+def _singular() -> ValueError:
+    return ValueError(
+        "Ridge: solver 'cholqr3' cannot factor states that are singular to working precision; use "
+        "solver='tsqr' or 'auto'"
+    )
