@@ -53,11 +53,15 @@ def engine() -> Any:
             "the module and its input with .to('cpu'), or install a wheel made by `make "
             "wheel-cuda`, or build with nvcc: `pip install -C cmake.define.FASTRNN_CUDA=ON .`"
         )
-    _check_driver(*found.versions())
+    _check_versions(found)
     return found
 
 
 @functools.cache
+def _check_versions(found: Any) -> None:
+    _check_driver(*found.versions())
+
+
 def _check_driver(driver: int, own: int) -> None:
     """Check the driver's CUDA version against that of the kernels, 1000 * major + 10 * minor."""
     if driver // 1000 >= own // 1000:
@@ -78,8 +82,9 @@ def properties(device: torch.device) -> _cuda.Device:
     Raises:
         RuntimeError: if there are no kernels for the device.
     """
+    loaded = engine()
     with current(device):
-        found: _cuda.Device = engine().device_properties()
+        found: _cuda.Device = loaded.device_properties()
     if (found.major, found.minor) < OLDEST:
         raise RuntimeError(
             f"fastrnn: {device} must have compute capability 7.5 or later, got {found.major}."

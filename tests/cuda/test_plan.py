@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import _cuda_emulated
 import fastrnn
+from fastrnn import _cuda_device
 from fastrnn.cells import CELLS
 
 DEVICES = ["T4", "A100", "RTX3090", "L4", "RTX4090", "H100", "H200", "B200", "RTX5090"]
+NO_KERNELS: dict[str, Any] = {"has_kernels": False, "Problem": lambda **_: None}
 plan = fastrnn.cuda.plan
 
 
@@ -42,6 +46,16 @@ def test_what_a_device_cannot_do() -> None:
         plan("lstm", 16, 64, torch.bfloat16, "T4")
     with pytest.raises(ValueError, match=r"device must be one of T4, A100, .* got Voodoo2"):
         plan("lstm", 16, 64, device="Voodoo2")
+
+
+def test_a_gpu_of_this_machine(emulated: pytest.MonkeyPatch) -> None:
+    """Its properties are the driver's: the emulated one is an H100 at 1 GHz."""
+    found = plan("gru", 16, 256, torch.bfloat16, "cuda").forward
+    assert found.kernel == plan("gru", 16, 256, torch.bfloat16, "H100").forward.kernel
+    emulated.setattr(_cuda_device, "module", lambda: SimpleNamespace(**NO_KERNELS))
+    _cuda_device.properties.cache_clear()
+    with pytest.raises(RuntimeError, match="this installation has no CUDA kernels"):
+        plan("gru", 16, 256, device="cuda:1")
 
 
 @pytest.mark.parametrize(
