@@ -112,7 +112,7 @@ def double_backward(
             None if reserve is None else reserve[d],
             info["state_slots"],
         )
-        gates = [dgates[d][:, of].flatten(1) for of in (info["of_input"], info["of_recurrent"])]
+        gates = [gate_rows(dgates[d], info[of]) for of in ("of_input", "of_recurrent")]
         dstates: Sequence[Tensor] = dgates[d][:, info["gradients"] :].unbind(1)
         if not dstates:
             ends = _reference.initial_states(layer, x, dfinal, batch, d)
@@ -142,6 +142,14 @@ def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
     shape = (layer.directions, rows, count, layer.hidden_size)
     return x.new_empty(shape, dtype=value_dtype(x.dtype))
+
+
+def gate_rows(dgates: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Return the gradients of some gates, (N, G*H), of one direction's; a view where it can be."""
+    first, last = numbers[0], numbers[-1]
+    if list(numbers) == list(range(first, last + 1)):
+        return dgates[:, first : last + 1].flatten(1)
+    return dgates[:, numbers].flatten(1)
 
 
 def _linearize(

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from . import _ops, _reference
 from ._problem import Layer, Ragged
-from ._second_order import new_dgates
+from ._second_order import gate_rows, new_dgates
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -325,16 +325,16 @@ def _sample_gradients(
         h = _reference.columns(layer, y_rows, d)
         initial = _reference.initial_states(layer, x, (h0, c0), batch, d)
         previous = _reference.rows_before(_reference.spans(counts, d == 1), initial[0], h)
-        wx = dgates[d][:, info["of_input"]].flatten(1)
-        rh = dgates[d][:, info["of_recurrent"]].flatten(1)
-        sums = [
+        wx, rh = (gate_rows(dgates[d], info[of]) for of in ("of_input", "of_recurrent"))
+        same = info["of_input"] == info["of_recurrent"]
+        bias = _outer(wx, None, size)
+        gradients += [
             _outer(wx, rows, size),
             _outer(rh, previous, size),
-            _outer(wx, None, size),
-            _outer(rh, None, size),
+            bias,
+            bias.clone() if same else _outer(rh, None, size),
             None,
         ]
-        gradients += sums
     kept = [
         g if w is not None and want else None
         for g, w, want in zip(gradients, weights, wanted[NUMBERS:], strict=True)
