@@ -45,21 +45,25 @@ def penalty(cell: str, T: int, B: int, I: int, H: int) -> Sides:
 
 
 def samples(cell: str, T: int, B: int, I: int, H: int) -> Sides:
-    """Gradients of the weights for each of B samples: ``vmap(grad(f))``, and a loop over them."""
-    module = getattr(fastrnn, cell)(I, H)
-    parameters = list(module.parameters())
+    """Gradients of the weights for each of B samples: ``vmap(grad(f))``, and loops over them."""
+    module, theirs = getattr(fastrnn, cell)(I, H), getattr(nn, cell)(I, H)
     own = {name: p.detach() for name, p in module.named_parameters()}
     data = torch.randn(B, T, 1, I)
 
     def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(module, weights, (x,))[0].square().sum()
 
-    def loop() -> list[Tensor]:
+    def loop(module: nn.Module) -> list[Tensor]:
+        parameters = list(module.parameters())
         each = [torch.autograd.grad(module(x)[0].square().sum(), parameters) for x in data]
         return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
 
     mapped = vmap(grad(loss), (None, 0))
-    return {"fastrnn": lambda: mapped(own, data), "loop": loop}
+    return {
+        "fastrnn": lambda: mapped(own, data),
+        "loop": lambda: loop(module),
+        "torch's loop": lambda: loop(theirs),
+    }
 
 
 def lengths(cell: str, T: int, B: int, I: int, H: int, training: bool) -> Sides:
