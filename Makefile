@@ -119,7 +119,8 @@ define cuda-test
 endef
 
 # Tests of the layers that hold for every engine.
-EVERY_ENGINE := $(addprefix tests/test_,packed.py autocast.py functional.py transforms.py)
+EVERY_ENGINE := $(addprefix tests/test_,packed.py lengths.py reset_mask.py autocast.py \
+  functional.py transforms.py)
 
 .PHONY: cuda-emulator cuda-tsan cuda-check cuda-python gpu-check gpu-bench
 cuda-python: $(INSTALLED)  ## the Python way to the CUDA engine, its kernels emulated

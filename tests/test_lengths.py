@@ -37,6 +37,7 @@ def test_equals_a_loop(cell: str, layers: int, batch_first: bool, states: bool) 
         torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("isa", fastrnn.available_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -63,6 +64,7 @@ def test_same_bits_as_alone(cell: str, isa: str, dtype: torch.dtype, every: int 
         _ops.set_isa(before)
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 def test_same_bits_on_many_threads() -> None:
     """A problem that is large enough to be shared."""
     case = Case("gru", 40, 12, 24, 72, 1, True)
@@ -114,6 +116,7 @@ def test_gradcheck(kind: str) -> None:
     assert torch.autograd.gradcheck(function, (x, *hx, *weights), check_batched_grad=False)
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 @pytest.mark.parametrize(
     "lengths", [[2, 4], (2, 4), torch.tensor([2, 4]), torch.tensor([2, 4], dtype=torch.int32)]
 )
@@ -175,6 +178,7 @@ def test_dropout_between_layers_draws_torchs_numbers() -> None:
     torch.testing.assert_close(ours(x, lengths=[5] * 6)[0], expected)
 
 
+@pytest.mark.cpu_engine  # quantized modules
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_quantized(kind: str) -> None:
     module = fastrnn.Quantized(getattr(fastrnn, kind)(5, 7, 2, bidirectional=True))
@@ -200,6 +204,7 @@ def test_strided_input_and_expanded_gradient() -> None:
     assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_lengths(data: st.DataObject) -> None:

@@ -68,6 +68,7 @@ def test_equals_a_loop_over_steps(kind: str, reverse: bool) -> None:
         torch.testing.assert_close(end[int(reverse)], state, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("isa", fastrnn.available_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -158,6 +159,7 @@ def test_unbatched() -> None:
     assert torch.equal(y[2:4], gru(x[2:4])[0])
 
 
+@pytest.mark.cpu_engine  # quantized modules
 def test_quantized() -> None:
     module = fastrnn.Quantized(fastrnn.GRU(5, 7, bidirectional=True))
     x, mask = torch.randn(6, 2, 5), random_mask(6, 2, 0.0)
@@ -168,6 +170,7 @@ def test_quantized() -> None:
     assert torch.equal(h_n[1:, 1:], module(x[:4, 1:])[1][1:])
 
 
+@pytest.mark.cpu_engine  # on a GPU, torch's products over whole sequences depend on their size
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_mask(data: st.DataObject) -> None:

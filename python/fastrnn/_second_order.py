@@ -394,9 +394,8 @@ def _output_gradients(own: _Direction, rh: Tensor, dy: Tensor | None, dh_n: Tens
     """Return the gradient of every step's output after a projection."""
     w_hh = own.weights[1]
     assert w_hh is not None
-    sent = rh @ w_hh  # to the output of the step before
+    sent, ends = rh @ w_hh, dh_n.clone()  # to the output of the step before; of the last steps
     gradients = torch.empty_like(sent)
-    ends = dh_n.clone()  # first of the sequences that are at their last step
     for begin, end in reversed(own.spans):
         gradients[begin:end] = ends[: end - begin]
         ends[: end - begin] = sent[begin:end]
