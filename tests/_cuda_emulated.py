@@ -58,7 +58,8 @@ def install(patch: pytest.MonkeyPatch, tf32: bool = False) -> None:
 def set_tf32(patch: pytest.MonkeyPatch, tf32: bool) -> None:
     """Let layers multiply float32 numbers as TF32's, or not."""
     # torch's own test modules, once imported, forbid to assign any such switch.
-    patch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+    own = torch.backends.flags_frozen.__globals__
+    patch.setitem(own, "__allow_nonbracketed_mutation_flag", True)
     patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
 
 
