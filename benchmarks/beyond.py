@@ -153,8 +153,9 @@ def main() -> None:
     others = disturbance.share()
     print(f"{others or 0:.0%} of the processors' time went to others")
     if options.json:
+        described = machine.describe(processors) | {"command": "python benchmarks/beyond.py"}
         outcome = {
-            "machine": machine.describe(processors),
+            "machine": described,
             "time_of_others": others,
             "results": results,
         }
