@@ -22,8 +22,10 @@ struct Vec {
 
   Vec() = default;
   FASTRNN_HD Vec(Native<T> native) : v(native) {}
-  FASTRNN_HD explicit Vec(T value) : v(Native<T>{} + value) {}
-  FASTRNN_HD explicit Vec(int value) : v(Native<T>{} + T(value)) {}
+  // Minus, since x - 0 is x for every x: adding 0 would be an instruction beside the broadcast, as
+  // -0 + 0 is 0.
+  FASTRNN_HD explicit Vec(T value) : v(value - Native<T>{}) {}
+  FASTRNN_HD explicit Vec(int value) : Vec(T(value)) {}
 
   FASTRNN_HD static Vec load(const T* p) {
     Vec r;
