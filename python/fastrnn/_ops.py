@@ -126,6 +126,7 @@ def _plan(
     checkpoint_every: int,
     threads: int,
     isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
+    samples: int = 1,
 ) -> _Plan:
     problem = _core.Problem(
         cell=layer.spec.name,
@@ -143,6 +144,7 @@ def _plan(
         training=training,
         checkpoint_every=checkpoint_every,
         threads=threads,
+        samples=samples,
     )
     return _Plan(problem, layer, dtype, isa)
 
@@ -352,6 +354,7 @@ def backward(
     c0: Tensor | None,
     *weights: Tensor | None,
     dgates: Tensor | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer.
 
@@ -366,8 +369,9 @@ def backward(
         c0: see there.
         weights: see there.
         dgates: where the gradients of the pre-activations go, and behind them those of
-            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
-            nowhere.
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H).
+        samples: S: the gradients of the weights are (S, ...), sequence b being of sample b % S. On
+            the CPU only. ``None``: of all together.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -378,7 +382,7 @@ def backward(
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     if fake or B == 0:
-        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        results = _checks.allocated((x, h0, c0), weights, wanted, samples)
         return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
@@ -388,7 +392,7 @@ def backward(
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
-    results = _checks.allocated((x, h0, c0, *weights), wanted)
+    results = _checks.allocated((x, h0, c0), weights, wanted, samples)
     dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -397,9 +401,9 @@ def backward(
         dy, dy_rows = _checks.rows(layer, "the gradient of the output", dy, layer.y_batch_first)
     if dx is not None:
         dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
-    threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
+    run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
