@@ -61,10 +61,10 @@ class Segments:
         if self.ragged.B == 0:
             shape = (state.shape[0], self.last.shape[1], state.shape[2])
             return state.new_zeros(shape) if initial is None else initial.clone()
-        at = _tensor(self.last[:directions], state)
         if self.fresh is None:
-            left = state.index_select(1, at[0])
+            left = state.index_select(1, _tensor(self.last[0], state))
         else:
+            at = _tensor(self.last[:directions], state)
             by_direction = state.view(state.shape[0] // directions, directions, *state.shape[1:])
             which = torch.arange(directions, device=state.device).unsqueeze(1)
             left = by_direction[:, which, at].flatten(0, 1)
@@ -150,13 +150,15 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
     if isinstance(lengths, Tensor):
         lengths = lengths.cpu() if lengths.is_cuda else lengths
         right = lengths.dtype in (torch.int64, torch.int32) and lengths.is_cpu
-        got: object = f"{lengths.dtype} on {lengths.device}"
         given = lengths.detach().numpy() if right else np.empty(0)
     else:
-        got, given = repr(lengths), np.asarray(lengths)
+        given = np.asarray(lengths)
         right = np.issubdtype(given.dtype, np.integer) or given.shape == (0,)
     if not right:
         expected_kind = "be ints, or a torch.int64 or int32 tensor on the CPU"
+        got = repr(lengths)
+        if isinstance(lengths, Tensor):
+            got = f"{lengths.dtype} on {lengths.device}"
         raise _errors.segments(owner, "lengths", expected_kind, got, kind=True)
     expected = () if unbatched else (B,)
     if given.shape != expected:
