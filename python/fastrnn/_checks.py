@@ -349,6 +349,18 @@ def allocated(
     )
 
 
+def final_states(
+    layer: Layer, x: Tensor, batch: int, count: int = 1
+) -> tuple[Tensor | None, Tensor | None]:
+    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
+    if layer.step:
+        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
+    slots = count * layer.directions
+    h_n = x.new_empty(slots, batch, layer.output_size)
+    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
+    return h_n, c_n
+
+
 def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy if its memory does not hold its values in order.
 

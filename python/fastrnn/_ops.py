@@ -42,6 +42,9 @@ An entry is never written to again, only replaced: another thread may be reading
 KEPT_SCRATCH = 16 << 20
 """Bytes of scratch memory that a thread keeps for its next call."""
 
+LARGE = 4 << 20
+"""Bytes from which memory is worth large pages, as NumPy has it."""
+
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
@@ -95,15 +98,7 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = (
-        "backward_workspace",
-        "packed",
-        "packing",
-        "problem",
-        "saved",
-        "weights",
-        "workspace",
-    )
+    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
 
     def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
@@ -189,14 +184,14 @@ class _Scratch(threading.local):
 scratch_memory = _Scratch()
 
 
-def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
-    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
-    if layer.step:
-        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
-    slots = count * layer.directions
-    h_n = x.new_empty(slots, batch, layer.output_size)
-    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
-    return h_n, c_n
+def in_large_pages(memory: Tensor) -> Tensor:
+    """Return memory that is about to be written for the first time, in large pages if it is large.
+
+    Where pages are small, a fault for each takes longer than writing what it holds.
+    """
+    if memory.is_cpu and memory.nbytes >= LARGE:
+        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -290,7 +285,7 @@ def forward(
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     # As a tuple, sizes take half as long again.
     y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
-    h_n, c_n = final_states(layer, x, B) if out is None else out
+    h_n, c_n = _checks.final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
@@ -393,6 +388,9 @@ def backward(
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
     results = _checks.allocated((x, h0, c0), weights, wanted, samples)
+    for gradient in results if samples else ():
+        if gradient is not None:
+            in_large_pages(gradient)
     dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
