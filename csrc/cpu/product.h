@@ -24,7 +24,8 @@ constexpr int kMaxColumns = 4;  // vectors per k in a panel
 constexpr int kMaxTileRows = 12;
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// word k of the row at a + r * lda, or word k * R + r of a where A was packed.
+// word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least one
+// word: GCC moves all accumulators through memory for the sake of a loop that may not run.
 template <class F, int R, int C, bool kPackedA>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   const typename F::Sum* init, int64_t init_row, typename F::Sum* out) {
@@ -35,7 +36,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
-  for (; k > 0; --k) {
+  do {
     typename F::Word w[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
@@ -47,7 +48,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
       for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, w[c], sum[r][c]);
     }
     a += (kPackedA ? R : 1) * F::kGroup;
-  }
+  } while (--k > 0);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -96,7 +97,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sum[p][r][c] = V::load(init + p * panel_stride + c * W);
   panel += C * W;
-  for (; k > 0; --k) {
+  do {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
       typename F::Word w[C];
@@ -111,7 +112,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
     }
     panel += C * W;
     a += F::kGroup;
-  }
+  } while (--k > 0);
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p)
 #pragma GCC unroll 3
@@ -226,7 +227,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       const int64_t p = descending ? begin + end - 1 - i : i;
       const int columns = w.columns(p);
       Sum* out = sums.data + p * panel_elements;
-      if (rows <= max_pair_rows(columns) && i + 1 < end) {
+      if (words > 0 && rows <= max_pair_rows(columns) && i + 1 < end) {
         const int64_t low = descending ? p - 1 : p;
         if (w.columns(low) == w.columns(low + 1)) {
           multiply_pair(w, low, a, lda, int(rows), sums.data + low * panel_elements,
@@ -240,9 +241,12 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         const int64_t r = rows * t / tiles;
         const int n = int(rows * (t + 1) / tiles - r);
         Sum* tile = out + (keep ? r * columns * W : 0);
-        kTiles<F, false>.entry[columns - 1][n - 1](
-            k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
-            k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
+        if (k > 0)
+          kTiles<F, false>.entry[columns - 1][n - 1](
+              k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
+              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
+        else
+          for (int i = 0; i < n * columns * W; ++i) tile[i] = w.panel(p)[i % (columns * W)];
         if (complete) done(p, r, n, tile);
       }
     }
