@@ -76,7 +76,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
     # Memory kept from an earlier call is not fresh.
-    monkeypatch.setattr(_ops, "KEPT_SCRATCH", 0)
+    monkeypatch.setattr(_memory, "KEPT_SCRATCH", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -23,12 +23,20 @@ constexpr int max_tile_rows(int columns) {
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 constexpr int kMaxTileRows = 12;
 
+// What a later tile reads: a tile that works in registers can bring it to L2 as it goes along, from
+// `data` on `step` bytes at each word.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t step = 0;
+};
+
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
 // word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least one
 // word: GCC moves all accumulators through memory for the sake of a loop that may not run.
-template <class F, int R, int C, bool kPackedA>
+template <class F, int R, int C, bool kPackedA, bool kAhead>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
-                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out) {
+                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
+                  Ahead ahead) {
   using V = Vec<typename F::Sum>;
   constexpr int W = V::kWidth;
   V sum[R][C];
@@ -41,6 +49,11 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
     panel += C * W;
+    if constexpr (kAhead) {
+      __builtin_prefetch(ahead.data, 0, 2);
+      __builtin_prefetch(ahead.data + 64, 0, 2);
+      ahead.data += ahead.step;
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const typename F::Word x = F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
@@ -58,10 +71,15 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 template <class F>
 using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
                              const typename F::Sum* panel, const typename F::Sum* init,
-                             int64_t init_row, typename F::Sum* out);
+                             int64_t init_row, typename F::Sum* out, Ahead ahead);
+
+// Only large tiles have the time to fetch ahead; the others do without.
+constexpr bool can_fetch(int rows, int columns) {
+  return columns >= 3 && 2 * rows >= max_tile_rows(columns);
+}
 
 // tile_product of a run-time size: table[columns - 1][rows - 1].
-template <class F, bool kPackedA>
+template <class F, bool kPackedA, bool kAhead = false>
 struct TileTable {
   TileProduct<F> entry[kMaxColumns][kMaxTileRows] = {};
 
@@ -74,12 +92,33 @@ struct TileTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA>;
+    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA, kAhead && can_fetch(R, C)>;
     if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class F, bool kPackedA>
-inline constexpr TileTable<F, kPackedA> kTiles{};
+template <class F, bool kPackedA, bool kAhead = false>
+inline constexpr TileTable<F, kPackedA, kAhead> kTiles{};
+
+// Of the tiles that one panel makes, the last ones bring the next panel to L2.
+class FetchAhead {
+ public:
+  FetchAhead(const void* next, int64_t k, int columns, int64_t tiles)
+      : next_(static_cast<const char*>(next)) {
+    const int64_t fetching = tiles < columns ? tiles : columns;
+    step_ = columns * kVectorBytes / fetching, share_ = step_ * k;
+    first_ = next && tiles > 1 ? tiles - fetching : tiles;
+  }
+  template <class F, bool kPackedA>
+  TileProduct<F> tile(int64_t t, int columns, int rows) const {
+    return (t < first_ ? kTiles<F, kPackedA, false>.entry
+                       : kTiles<F, kPackedA, true>.entry)[columns - 1][rows - 1];
+  }
+  Ahead share(int64_t t) const { return {next_ + (t - first_) * share_, step_}; }
+
+ private:
+  const char* next_;
+  int64_t step_, share_, first_;
+};
 
 // One row times the panels p and p + 1 at once: twice the independent chains, since a single row
 // has too few to hide the latency of a multiply-add.
@@ -172,6 +211,9 @@ struct Panels {
   int64_t size() const { return count() * stride(); }
 };
 
+// A matrix larger than this does not stay in L2 from one step to the next.
+constexpr int64_t kFarBytes = 3 << 19;
+
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
 constexpr int64_t kPanelBytes = 256 << 10;
 
@@ -219,6 +261,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
   const int64_t words = w.words();
   const int64_t k_step = k_block(w, rows);  // at least 1: without any k there is one pass too
   const bool keep = sums.keep || k_step < words;
+  const bool far = w.size() * int64_t(sizeof(Sum)) > kFarBytes;
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
   for (int64_t k0 = 0; k0 == 0 || k0 < words; k0 += k_step) {
     const int64_t k = words - k0 < k_step ? words - k0 : k_step;
@@ -237,14 +280,17 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         }
       }
       const int64_t tiles = (rows + max_tile_rows(columns) - 1) / max_tile_rows(columns);
+      const int64_t after = descending ? p - 1 : p + 1;
+      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
+      const FetchAhead fetch(far ? next : nullptr, k, columns, tiles);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = rows * t / tiles;
         const int n = int(rows * (t + 1) / tiles - r);
         Sum* tile = out + (keep ? r * columns * W : 0);
         if (k > 0)
-          kTiles<F, false>.entry[columns - 1][n - 1](
+          fetch.tile<F, false>(t, columns, n)(
               k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
-              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
+              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile, fetch.share(t));
         else
           for (int i = 0; i < n * columns * W; ++i) tile[i] = w.panel(p)[i % (columns * W)];
         if (complete) done(p, r, n, tile);

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors
+from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
 from ._problem import Layer, Ragged
 
 try:
@@ -39,8 +38,8 @@ PackedCache = dict[int, tuple[object, Tensor]]
 An entry is never written to again, only replaced: another thread may be reading it.
 """
 
-KEPT_SCRATCH = 16 << 20
-"""Bytes of scratch memory that a thread keeps for its next call."""
+LARGE = 4 << 20
+"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
@@ -85,6 +84,13 @@ def set_isa(name: str) -> None:
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def large_pages(memory: Tensor) -> Tensor:
+    """Return memory that is about to be written, in large pages if it is large itself."""
+    if memory.nbytes >= LARGE and memory.device.type == "cpu":
+        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 def _aligned(size: int) -> int:
@@ -160,31 +166,12 @@ def cell_info(name: str) -> _core._CellInfo:
     return _core.cell_info(name)
 
 
-class _Scratch(threading.local):
-    """Memory that a thread needs during a call, kept for its next one: allocating takes time.
-
-    Nothing is kept during a call: a signal's handler may make another one on the same thread.
-    """
-
-    def __init__(self) -> None:
-        self.kept: tuple[int, int, Tensor | None] = (0, 0, None)
-
-    def take(self, size: int) -> tuple[int, int, Tensor | None]:
-        """Return the address of at least ``size`` bytes, their number and what holds them."""
-        kept = self.kept
-        if size <= min(kept[1], KEPT_SCRATCH):
-            self.kept = (0, 0, None)
-            return kept
-        buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
-        return buffer.data_ptr(), size, buffer
-
-    def give_back(self, taken: tuple[int, int, Tensor | None]) -> None:
-        """Keep what ``take`` returned."""
-        if self.kept[1] <= taken[1] <= KEPT_SCRATCH:
-            self.kept = taken
+def allocate(size: int) -> Tensor:
+    """Return that many bytes that are about to be written."""
+    return large_pages(torch.empty(size, dtype=torch.uint8, device=_CPU))
 
 
-scratch_memory = _Scratch()
+scratch_memory = _memory.Scratch(allocate)
 
 
 def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
@@ -222,7 +209,7 @@ def _packed(
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
         return entry[1], None
-    packed = torch.empty(plan.packed, dtype=torch.uint8, device=_CPU)
+    packed = allocate(plan.packed)
     return packed, (key, packed)
 
 
@@ -300,6 +287,9 @@ def forward(
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
+    large_pages(y)
+    if reserve is not None:
+        large_pages(reserve)
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
     plan = _plan(
@@ -400,6 +390,10 @@ def backward(
     threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
+    if plan.backward_workspace >= LARGE:  # dW is not larger
+        for result in results:
+            if result is not None:
+                large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,

@@ -16,8 +16,6 @@ LAYOUTS = ("none", "strips", "rows", "panels", "windows")
 MAX_THREADS = 64
 THREADED_WORK = 1 << 20
 """Multiply-adds from which a call is worth more than one thread."""
-LARGE = 4 << 20
-"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,7 @@ def _outputs(weights: Weights, x: Tensor, batch_first: bool) -> Tensor:
 
 
 def _fresh(like: Tensor, *shape: int) -> Tensor:
-    """Return memory that is about to be written, in large pages if it is large itself."""
-    memory = like.new_empty(shape)
-    if memory.nbytes >= LARGE and memory.device.type == "cpu":
-        _ops.core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
-    return memory
+    return _ops.large_pages(like.new_empty(shape))
 
 
 @dataclass(frozen=True)
