@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
 
 import _cuda_emulated  # noqa: E402
-from fastrnn import _ops  # noqa: E402
+from fastrnn import _memory  # noqa: E402
 
 MNIST = TESTS.parents[1] / "shared" / "data" / "mnist-10k"
 
