@@ -22,21 +22,16 @@ constexpr int max_tile_rows(int columns) {
 }
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 constexpr int kMaxTileRows = 12;
-
-// What a later tile reads: a tile that works in registers can bring it to L2 as it goes along, from
-// `data` on `step` bytes at each word.
-struct Ahead {
-  const char* data = nullptr;
-  int64_t step = 0;
-};
+constexpr int kLine = 64;  // bytes of a line of the caches
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least one
-// word: GCC moves all accumulators through memory for the sake of a loop that may not run.
-template <class F, int R, int C, bool kPackedA, bool kAhead>
+// word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least
+// one word: GCC moves all accumulators through memory for the sake of a loop that may not run. With
+// each word kLines lines from `ahead` on are brought to L2, of what a later tile reads.
+template <class F, int R, int C, bool kPackedA, int kLines>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
-                  Ahead ahead) {
+                  const char* ahead) {
   using V = Vec<typename F::Sum>;
   constexpr int W = V::kWidth;
   V sum[R][C];
@@ -49,11 +44,8 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
     panel += C * W;
-    if constexpr (kAhead) {
-      __builtin_prefetch(ahead.data, 0, 2);
-      __builtin_prefetch(ahead.data + 64, 0, 2);
-      ahead.data += ahead.step;
-    }
+#pragma GCC unroll 2
+    for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const typename F::Word x = F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
@@ -71,7 +63,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 template <class F>
 using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
                              const typename F::Sum* panel, const typename F::Sum* init,
-                             int64_t init_row, typename F::Sum* out, Ahead ahead);
+                             int64_t init_row, typename F::Sum* out, const char* ahead);
 
 // Only large tiles have the time to fetch ahead; the others do without.
 constexpr bool can_fetch(int rows, int columns) {
@@ -79,7 +71,7 @@ constexpr bool can_fetch(int rows, int columns) {
 }
 
 // tile_product of a run-time size: table[columns - 1][rows - 1].
-template <class F, bool kPackedA, bool kAhead = false>
+template <class F, bool kPackedA, int kLines>
 struct TileTable {
   TileProduct<F> entry[kMaxColumns][kMaxTileRows] = {};
 
@@ -92,32 +84,40 @@ struct TileTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA, kAhead && can_fetch(R, C)>;
+    constexpr int kFetched = can_fetch(R, C) ? kLines : 0;
+    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA, kFetched>;
     if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class F, bool kPackedA, bool kAhead = false>
-inline constexpr TileTable<F, kPackedA, kAhead> kTiles{};
+template <class F, bool kPackedA, int kLines>
+inline constexpr TileTable<F, kPackedA, kLines> kTiles{};
 
-// Of the tiles that one panel makes, the last ones bring the next panel to L2.
+// Of the tiles that one panel makes, the last ones bring the next panel to L2, evenly: each of its
+// lines is asked for once, and one or two with each word, since more would fill the queues to L3.
 class FetchAhead {
  public:
   FetchAhead(const void* next, int64_t k, int columns, int64_t tiles)
-      : next_(static_cast<const char*>(next)) {
-    const int64_t fetching = tiles < columns ? tiles : columns;
-    step_ = columns * kVectorBytes / fetching, share_ = step_ * k;
-    first_ = next && tiles > 1 ? tiles - fetching : tiles;
-  }
+      : next_(static_cast<const char*>(next)),
+        lines_(columns * kVectorBytes / kLine),
+        fetching_(next && tiles > 1 ? (tiles < lines_ ? tiles : lines_) : 0),
+        first_(tiles - fetching_),
+        column_(k * kLine) {}
+
   template <class F, bool kPackedA>
   TileProduct<F> tile(int64_t t, int columns, int rows) const {
-    return (t < first_ ? kTiles<F, kPackedA, false>.entry
-                       : kTiles<F, kPackedA, true>.entry)[columns - 1][rows - 1];
+    const int64_t lines = t < first_ ? 0 : line(t + 1) - line(t);
+    const auto& entry = lines == 0   ? kTiles<F, kPackedA, 0>.entry
+                        : lines == 1 ? kTiles<F, kPackedA, 1>.entry
+                                     : kTiles<F, kPackedA, 2>.entry;
+    return entry[columns - 1][rows - 1];
   }
-  Ahead share(int64_t t) const { return {next_ + (t - first_) * share_, step_}; }
+  const char* from(int64_t t) const { return t < first_ ? nullptr : next_ + line(t) * column_; }
 
  private:
+  int64_t line(int64_t t) const { return (t - first_) * lines_ / fetching_; }
+
   const char* next_;
-  int64_t step_, share_, first_;
+  int64_t lines_, fetching_, first_, column_;
 };
 
 // One row times the panels p and p + 1 at once: twice the independent chains, since a single row
@@ -290,7 +290,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         if (k > 0)
           fetch.tile<F, false>(t, columns, n)(
               k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
-              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile, fetch.share(t));
+              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile, fetch.from(t));
         else
           for (int i = 0; i < n * columns * W; ++i) tile[i] = w.panel(p)[i % (columns * W)];
         if (complete) done(p, r, n, tile);

@@ -50,12 +50,13 @@ class OuterProduct {
   }
 
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
-    const int64_t rows_stride = kWidth * max_rows / F::kGroup;
-    const bool far = n * max_rows / F::kGroup * int64_t(sizeof(T)) > (kFarBytes / 3);
+    const int64_t stride = kWidth * max_rows / F::kGroup;
+    const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;  // x and h
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
       const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
-      const FetchAhead fetch(far && u + kWidth < n ? panel + rows_stride : nullptr, words_, columns, tiles_);
+      const FetchAhead fetch(far && u + kWidth < n ? panel + stride : nullptr, words_, columns,
+                             tiles_);
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);
@@ -64,7 +65,7 @@ class OuterProduct {
           for (int v = 0; v < columns; ++v) __builtin_prefetch(c + (m + r) * n + u + v * W, 1);
         const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
         fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
-                                               fetch.share(i));
+                                               fetch.from(i));
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) {
             T* to = c + (m + r) * n + u + v * W;
