@@ -10,7 +10,8 @@
 // results independent of batch size and threads. The chains advance by words, see format.h.
 #pragma once
 
-#include "format.h"
+#include "../simd/tiles.h"
+#include "rows.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -21,7 +22,11 @@ constexpr int max_tile_rows(int columns) {
   return rows < 12 ? rows : 12;
 }
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
+#ifdef FASTRNN_HAS_TILES
+constexpr int kMaxTileRows = kTileRows;
+#else
 constexpr int kMaxTileRows = 12;
+#endif
 constexpr int kLine = 64;  // bytes of a line of the caches
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
@@ -216,13 +221,16 @@ constexpr int64_t kFarBytes = 3 << 19;
 
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
 constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kTiledPanelBytes = 32 << 10;  // or L1, which alone feeds products in tiles
 
 template <class F>
 int64_t k_block(const Panels<F>& w, int64_t rows) {
-  const int64_t limit = kPanelBytes / (w.columns() * kVectorBytes), k = w.words();
-  if (k <= limit || rows <= max_tile_rows(w.columns())) return k > 0 ? k : 1;
+  const int64_t bytes = kTiled<F> ? kTiledPanelBytes : kPanelBytes;
+  const int64_t limit = bytes / (w.columns() * kVectorBytes), k = w.words();
+  if (k <= limit || rows <= (kTiled<F> ? kMaxTileRows : max_tile_rows(w.columns())))
+    return k > 0 ? k : 1;
   const int64_t parts = (k + limit - 1) / limit;
-  return (k + parts - 1) / parts;
+  return round_up((k + parts - 1) / parts, kTiled<F> ? kChunkWords : 1);
 }
 
 template <class F, class Done>
@@ -248,6 +256,36 @@ struct Sums {
   }
 };
 
+#ifdef FASTRNN_HAS_TILES
+// Words [k0, k0 + k) of panel p, in tiles of equally many rows: the last one begins early where
+// rows are left over, and what it computes twice is dropped.
+template <class F, class Done>
+void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k, const typename F::Left* a,
+                    int64_t lda, int64_t rows, bool keep, typename F::Sum* out,
+                    const TileScope& scope, Done&& done) {
+  using Sum = typename F::Sum;
+  const int columns = w.columns(p);
+  const int64_t row = columns * w.W, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int size = int((rows + tiles - 1) / tiles);
+  const Sum *start = w.panel(p), *panel = start + (1 + k0) * row;
+  scope.configure(size);
+  for (int64_t r = 0; r < rows; r += size) {
+    const int n = int(rows - r < size ? rows - r : size), early = size - n;
+    Sum* tile = out + (keep ? r * row : 0);
+    const Sum* init = k0 == 0 ? start : tile - early * row;
+    const auto* from = a + (r - early) * lda + k0 * F::kGroup;
+    if (early == 0) {
+      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, tile);
+    } else {
+      alignas(64) Sum all[kTileRows * kMaxColumns * 16];
+      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, all);
+      __builtin_memcpy(tile, all + early * row, size_t(n * row) * sizeof(Sum));
+    }
+    done(r, n, tile);
+  }
+}
+#endif
+
 // Multiplies `rows` rows of a with the panels [begin, end). done(p, r, n, tile) is called once for
 // rows [r, r + n) of panel p when their sums are complete. `descending` takes the panels in reverse
 // order: alternating it from call to call keeps the end of a matrix that just exceeds a cache level
@@ -263,6 +301,8 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
   const bool keep = sums.keep || k_step < words;
   const bool far = w.size() * int64_t(sizeof(Sum)) > kFarBytes;
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
+  const bool in_tiles = kTiled<F> && rows >= kLeastTiledRows<F>;
+  const TileScope scope;
   for (int64_t k0 = 0; k0 == 0 || k0 < words; k0 += k_step) {
     const int64_t k = words - k0 < k_step ? words - k0 : k_step;
     const bool complete = k0 + k >= words;
@@ -270,12 +310,21 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       const int64_t p = descending ? begin + end - 1 - i : i;
       const int columns = w.columns(p);
       Sum* out = sums.data + p * panel_elements;
-      if (words > 0 && rows <= max_pair_rows(columns) && i + 1 < end) {
+      if (words > 0 && rows <= max_pair_rows(columns) && !in_tiles && i + 1 < end) {
         const int64_t low = descending ? p - 1 : p;
         if (w.columns(low) == w.columns(low + 1)) {
           multiply_pair(w, low, a, lda, int(rows), sums.data + low * panel_elements,
                         keep ? panel_elements : rows * row_elements, done);
           ++i;
+          continue;
+        }
+      }
+      if constexpr (kTiled<F>) {
+        if (in_tiles) {
+          multiply_tiled(w, p, k0, k, a, lda, rows, keep, out, scope,
+                         [&](int64_t r, int n, Sum* tile) {
+                           if (complete) done(p, r, n, tile);
+                         });
           continue;
         }
       }

@@ -44,7 +44,8 @@ class OuterProduct {
   OuterProduct(const GradientScratch<N>& scratch, Factor<typename F::Left> a, int64_t units,
                int64_t rows)
       : s_(scratch), units_(units), rows_(rows), words_((rows + F::kGroup - 1) / F::kGroup) {
-    tiles_ = (units + max_tile_rows(kMaxColumns) - 1) / max_tile_rows(kMaxColumns);
+    const int64_t most = kTiled<F> ? kMaxTileRows : max_tile_rows(kMaxColumns);
+    tiles_ = (units + most - 1) / most;
     for (int64_t i = 0; i < tiles_; ++i) pack(a, i);
     fill_row(s_.zeros, T(0), kWidth);
   }
@@ -52,6 +53,7 @@ class OuterProduct {
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
     const int64_t stride = kWidth * max_rows / F::kGroup;
     const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;  // x and h
+    const TileScope scope;
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
       const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
@@ -63,9 +65,7 @@ class OuterProduct {
         // Where the sums will be added is not in L1 yet.
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) __builtin_prefetch(c + (m + r) * n + u + v * W, 1);
-        const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
-        fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
-                                               fetch.from(i));
+        multiply(scope, fetch, columns, i, panel);
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) {
             T* to = c + (m + r) * n + u + v * W;
@@ -78,11 +78,44 @@ class OuterProduct {
   }
 
  private:
-  int64_t begin(int64_t tile) const { return units_ * tile / tiles_; }
+  int64_t begin(int64_t tile) const {
+    return kTiled<F> ? smaller(tile * kMaxTileRows, units_) : units_ * tile / tiles_;
+  }
+
+  void multiply([[maybe_unused]] const TileScope& scope, [[maybe_unused]] const FetchAhead& fetch,
+                int columns, int64_t i, const T* panel) const {
+    if constexpr (kTiled<F>) {
+      const int64_t ld = packed_words();
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + i * kMaxTileRows * ld);
+      scope.configure(kMaxTileRows);
+      tile_product_amx<F>(columns, kMaxTileRows, words_, a, ld * F::kGroup, panel, s_.zeros, 0,
+                          s_.tile);
+    } else {
+      const int64_t m = begin(i);
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
+      const int count = int(begin(i + 1) - m);
+      fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
+                                             fetch.from(i));
+    }
+  }
+  int64_t packed_words() const { return round_up(words_, W); }
 
   // [word of rows][unit of the tile]. Whole vectors are copied; the next word overwrites what is
-  // too much.
+  // too much. Of a product in tiles [unit][word], of whole tiles.
   void pack(Factor<typename F::Left> a, int64_t tile) {
+    if constexpr (kTiled<F>) {
+      const int64_t m = tile * kMaxTileRows, ld = packed_words();
+      for (int64_t k = 0; k < words_; k += W)
+        transpose_block(
+            [&](int i) {
+              const int64_t row = (k + i) * F::kGroup;
+              return row < rows_
+                         ? F::gather_words(a.data + row * a.ld + m, a.ld, int(rows_ - row)).v
+                         : Native<T>{};
+            },
+            s_.packed + m * ld + k, ld);
+      return;
+    }
     const int64_t m = begin(tile), count = begin(tile + 1) - m;
     T* to = s_.packed + m * words_;
     for (int64_t k = 0; k < rows_; k += F::kGroup, to += count)
@@ -151,6 +184,7 @@ class GradientTickets {
 
   // Block k's share of the weights' gradients; `fresh`: the first block to add to them.
   void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<N>& scratch) const {
+    const TileScope scope;
     const BlockGradients<C, N>& block = q_->gradients(k);
     const int64_t rows = q_->rows_in_block(k);
     // The first chunk of a block of B > 256 sequences may restart within a step.
