@@ -216,8 +216,9 @@ struct Panels {
   int64_t size() const { return count() * stride(); }
 };
 
-// A matrix larger than this does not stay in L2 from one step to the next.
-constexpr int64_t kFarBytes = 3 << 19;
+// A matrix larger than this may have left L2 when its turn comes again: what others read and write
+// in between takes its place.
+constexpr int64_t kFarBytes = 3 << 18;
 
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
 constexpr int64_t kPanelBytes = 256 << 10;

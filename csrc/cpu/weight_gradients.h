@@ -52,7 +52,8 @@ class OuterProduct {
 
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
     const int64_t stride = kWidth * max_rows / F::kGroup;
-    const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;  // x and h
+    // Rows of x and of h take turns.
+    const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;
     const TileScope scope;
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
