@@ -174,10 +174,10 @@ class GradientTickets {
     };
     ranges_ = ranges(q_->p->H), projection_ranges_ = to_.w_hr ? ranges(q_->p->P) : 0;
     const bool any = to_.w_ih || to_.w_hh || to_.b_ih || to_.b_hh;
-    weight_tickets_ = (any ? C::kD * ranges_ : 0) + projection_ranges_;
+    sample_tickets_ = (any ? C::kD * ranges_ : 0) + projection_ranges_;
   }
 
-  int64_t weight_tickets() const { return weight_tickets_; }
+  int64_t weight_tickets() const { return sample_tickets_ * q_->p->samples; }
   int64_t input_tickets(int64_t k) const {
     constexpr int64_t rows = GradientScratch<N>::kRows;
     return dx_.data ? (q_->rows_in_block(k) + rows - 1) / rows : 0;
@@ -187,16 +187,16 @@ class GradientTickets {
   void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<N>& scratch) const {
     const TileScope scope;
     const BlockGradients<C, N>& block = q_->gradients(k);
-    const int64_t rows = q_->rows_in_block(k);
+    const int64_t sample = ticket / sample_tickets_, rows = q_->rows_in_block(k) / q_->p->samples;
+    ticket %= sample_tickets_;
     // The first chunk of a block of B > 256 sequences may restart within a step.
     for (int64_t row = 0; row < rows; row += kChunkRows) {
-      const int64_t count = smaller(kChunkRows, rows - row);
-      const bool overwrite = fresh && row == 0;
+      const Chunk chunk{block, sample, row, smaller(kChunkRows, rows - row), fresh && row == 0};
       if (ticket < projection_ranges_)
-        projection_units(ticket, block, row, count, overwrite, scratch);
+        projection_units(ticket, chunk, scratch);
       else
         units((ticket - projection_ranges_) / ranges_, (ticket - projection_ranges_) % ranges_,
-              block, row, count, overwrite, scratch);
+              chunk, scratch);
     }
   }
 
@@ -224,30 +224,43 @@ class GradientTickets {
   }
 
  private:
-  void units(int64_t slot, int64_t range, const BlockGradients<C, N>& block, int64_t row,
-             int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
+  // Rows [row, row + count) of one sample's in a block; `fresh`: the first to be added up.
+  struct Chunk {
+    const BlockGradients<C, N>& block;
+    int64_t sample, row, count;
+    bool fresh;
+  };
+
+  // The chunk's rows of a buffer in the block's order, in which samples take turns.
+  Factor<typename N::Left> factor(const Chunk& c, const typename N::Left* from, int64_t ld) const {
+    const int64_t samples = q_->p->samples;
+    return {from + (c.row * samples + c.sample) * ld, ld * samples};
+  }
+  int64_t panel_row(const Chunk& c) const { return c.sample * q_->sample_rows + c.row; }
+
+  void units(int64_t slot, int64_t range, const Chunk& c, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits, all = C::kWx * H;
     const int64_t n = smaller(GradientScratch<N>::kUnits, H - u);
-    const Factor<typename N::Left> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
-    const OuterProduct<N> outer(scratch, d, n, count);
+    const Factor<typename N::Left> d = factor(c, c.block.d + slot * H + u, q_->ld_d);
+    const OuterProduct<N> outer(scratch, d, n, c.count);
     const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, T* lost, int gate) {
       if (gate < 0) return;
-      const int64_t first = gate * H + u;
+      const int64_t first = c.sample * all + gate * H + u;
       if (w)
-        outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows, row, fresh);
-      if (bias) sum_rows(d, n, count, static_cast<T*>(bias) + first, lost + first, fresh);
+        outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows,
+                     panel_row(c), c.fresh);
+      if (bias) sum_rows(d, n, c.count, static_cast<T*>(bias) + first, lost + first, c.fresh);
     };
-    add(to_.w_ih, q_->p->I, block.x, to_.b_ih, lost_, gate_of(C::kDwx, slot));
-    add(to_.w_hh, q_->O, block.h, to_.b_hh, lost_ + C::kWx * H, gate_of(C::kDrh, slot));
+    add(to_.w_ih, q_->p->I, c.block.x, to_.b_ih, lost_, gate_of(C::kDwx, slot));
+    add(to_.w_hh, q_->O, c.block.h, to_.b_hh, lost_ + q_->p->samples * all, gate_of(C::kDrh, slot));
   }
 
-  void projection_units(int64_t range, const BlockGradients<C, N>& block, int64_t row,
-                        int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
-    const int64_t n = smaller(GradientScratch<N>::kUnits, q_->p->P - u);
-    const OuterProduct<N> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n,
-                                count);
-    outer.add_to(static_cast<T*>(to_.w_hr) + u * H, H, block.m, q_->max_rows, row, fresh);
+  void projection_units(int64_t range, const Chunk& c, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, P = q_->p->P, u = range * GradientScratch<N>::kUnits;
+    const int64_t n = smaller(GradientScratch<N>::kUnits, P - u);
+    const OuterProduct<N> outer(scratch, factor(c, c.block.projected + u, q_->ld_p), n, c.count);
+    outer.add_to(static_cast<T*>(to_.w_hr) + (c.sample * P + u) * H, H, c.block.m, q_->max_rows,
+                 panel_row(c), c.fresh);
   }
 
   template <int G>
@@ -270,7 +283,7 @@ class GradientTickets {
   WeightGradients to_;
   View<S> dx_;
   T* lost_;
-  int64_t ranges_, projection_ranges_, weight_tickets_;
+  int64_t ranges_, projection_ranges_, sample_tickets_;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

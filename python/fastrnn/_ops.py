@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 
 from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
+from ._memory import core as _core
 from ._problem import Layer, Ragged
-
-try:
-    from . import _core
-except ImportError as error:
-    raise ImportError(
-        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
-        f"`pip install .` rather than import its source folder ({error})"
-    ) from error
 
 FinalStates = tuple[Tensor | None, Tensor | None]
 """h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
@@ -37,9 +30,6 @@ PackedCache = dict[int, tuple[object, Tensor]]
 
 An entry is never written to again, only replaced: another thread may be reading it.
 """
-
-LARGE = 4 << 20
-"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
@@ -86,13 +76,6 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def large_pages(memory: Tensor) -> Tensor:
-    """Return memory that is about to be written, in large pages if it is large itself."""
-    if memory.nbytes >= LARGE and memory.device.type == "cpu":
-        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
-    return memory
-
-
 def _aligned(size: int) -> int:
     """Round up to whole cache lines, at least one: the engine takes no null pointer for memory."""
     return max((size + 63) & ~63, 64)
@@ -101,15 +84,7 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = (
-        "backward_workspace",
-        "packed",
-        "packing",
-        "problem",
-        "saved",
-        "weights",
-        "workspace",
-    )
+    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
 
     def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
@@ -132,6 +107,7 @@ def _plan(
     checkpoint_every: int,
     threads: int,
     isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
+    samples: int = 1,
 ) -> _Plan:
     problem = _core.Problem(
         cell=layer.spec.name,
@@ -149,6 +125,7 @@ def _plan(
         training=training,
         checkpoint_every=checkpoint_every,
         threads=threads,
+        samples=samples,
     )
     return _Plan(problem, layer, dtype, isa)
 
@@ -166,22 +143,7 @@ def cell_info(name: str) -> _core._CellInfo:
     return _core.cell_info(name)
 
 
-def allocate(size: int) -> Tensor:
-    """Return that many bytes that are about to be written."""
-    return large_pages(torch.empty(size, dtype=torch.uint8, device=_CPU))
-
-
-scratch_memory = _memory.Scratch(allocate)
-
-
-def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
-    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
-    if layer.step:
-        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
-    slots = count * layer.directions
-    h_n = x.new_empty(slots, batch, layer.output_size)
-    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
-    return h_n, c_n
+scratch_memory = _memory.Scratch()
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -209,7 +171,7 @@ def _packed(
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
         return entry[1], None
-    packed = allocate(plan.packed)
+    packed = _memory.allocate(plan.packed)
     return packed, (key, packed)
 
 
@@ -275,7 +237,7 @@ def forward(
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     # As a tuple, sizes take half as long again.
     y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
-    h_n, c_n = final_states(layer, x, B) if out is None else out
+    h_n, c_n = _checks.final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
@@ -287,9 +249,9 @@ def forward(
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
-    large_pages(y)
+    _memory.large_pages(y)
     if reserve is not None:
-        large_pages(reserve)
+        _memory.large_pages(reserve)
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
     plan = _plan(
@@ -342,6 +304,7 @@ def backward(
     c0: Tensor | None,
     *weights: Tensor | None,
     dgates: Tensor | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer.
 
@@ -356,8 +319,9 @@ def backward(
         c0: see there.
         weights: see there.
         dgates: where the gradients of the pre-activations go, and behind them those of
-            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
-            nowhere.
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H).
+        samples: S: the gradients of the weights are (S, ...), sequence b being of sample b % S. On
+            the CPU only. ``None``: of all together.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -368,7 +332,7 @@ def backward(
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     if fake or B == 0:
-        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        results = _checks.allocated((x, h0, c0), weights, wanted, samples)
         return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
@@ -378,7 +342,7 @@ def backward(
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
-    results = _checks.allocated((x, h0, c0, *weights), wanted)
+    results = _checks.allocated((x, h0, c0), weights, wanted, samples)
     dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -387,13 +351,13 @@ def backward(
         dy, dy_rows = _checks.rows(layer, "the gradient of the output", dy, layer.y_batch_first)
     if dx is not None:
         dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
-    threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
-    if plan.backward_workspace >= LARGE:  # dW is not larger
+    run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
+    if samples or plan.backward_workspace >= _memory.LARGE:  # else no gradient is that large
         for result in results:
             if result is not None:
-                large_pages(result)
+                _memory.large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
