@@ -219,7 +219,7 @@ def weights(
 
 
 def quantized_weights(
-    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None]
+    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None], fake: bool
 ) -> tuple[list[int], list[Tensor]]:
     """Check 8-bit weights and their scales; see ``weights``."""
     if x.dtype is not torch.float32:
@@ -232,10 +232,12 @@ def quantized_weights(
             continue
         dtype = torch.int8 if name.startswith("weight") else torch.float32
         like = torch.empty(0, dtype=dtype, device=x.device)
-        check_like(layer, name, tensor, like, False)
+        check_like(layer, name, tensor, like, fake)
         assert tensor is not None
         if tensor.shape != shape:
             raise _errors.weight_shape(layer, name, shape, tensor)
+        if fake:
+            continue
         copies.append(copy_if_needed(layer, name, tensor))
         addresses.append(address(layer, name, copies[-1]))
     return addresses, copies
@@ -312,7 +314,7 @@ def gradients(
     return dy, dh_n, dc_n
 
 
-def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
+def stream_input(layer: Layer, x: object, like: Tensor) -> Tensor:
     """Return a plain, contiguous input for one step of a stream.
 
     Args:
@@ -324,6 +326,7 @@ def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
         RuntimeError, TypeError: if shape, dtype, device or type are wrong.
     """
     check_like(layer, "input", x, like, False)
+    assert isinstance(x, Tensor)
     if x.shape != like.shape:
         raise _errors.shape(layer.owner, "input", "(B, I)", like.shape, x)
     x = copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)
