@@ -1,6 +1,7 @@
-"""Plants faults in the C++ engine, one line at a time, and says which test notices each.
+"""Plants faults in the C++ engine, one line at a time, and says which test notices each first.
 
-Run by hand, in a copy of the sources: ``python tests/planted_faults.py [--isa avx2] [NAME ...]``.
+Run by hand, in a copy of the sources: ``python tests/planted_faults.py [--isa avx2] [NAME ...]``;
+with ``--all`` it goes on to say which other tests notice it.
 With ``ccache`` installed, what was built by an earlier run is not built again.
 """
 
@@ -74,7 +75,7 @@ def prepare(isa: str) -> Path:
     )
     # An instruction set for every machine is expected to be there.
     lists.write_text(one if isa == "baseline" else one.replace(f" {isa})", f" baseline {isa})"))
-    flags = ["-DFASTRNN_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1"]
+    flags = ["-DFASTRNN_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
     if shutil.which("ccache"):
         flags.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
     made = sh("cmake", "-S", ".", "-B", "build", "-G", "Ninja", *flags, cwd=copy)
@@ -83,12 +84,12 @@ def prepare(isa: str) -> Path:
     return copy
 
 
-def noticed_by(copy: Path) -> str:
+def noticed_by(copy: Path, *options: str) -> str:
     """Build and run the tests; return the names of those that fail."""
     built = sh("cmake", "--build", "build", cwd=copy)
     if built.returncode:
         return "the compiler"
-    tested = sh("ctest", "--test-dir", "build", "--timeout", "100", cwd=copy)
+    tested = sh("ctest", "--test-dir", "build", "--timeout", "100", *options, cwd=copy)
     failed = re.findall(
         r"Test +#\d+: (\w+) \.*\s*\**\s*(?:\*\*\*)?(Failed|Timeout|Exception\S*|Subprocess)",
         tested.stdout,
@@ -101,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="faults; by default all")
     parser.add_argument("--isa", default="baseline")
+    parser.add_argument("--all", action="store_true", help="do not stop at the first test")
     options = parser.parse_args()
+    stop = () if options.all else ("--stop-on-failure",)
     copy = prepare(options.isa)
     try:
         print(f"without a fault: {noticed_by(copy)}", flush=True)
@@ -113,7 +116,8 @@ def main() -> None:
             if text.count(old) != 1:
                 raise SystemExit(f"{name}: {file} has {text.count(old)} times: {old}")
             path.write_text(text.replace(old, new))
-            print(f"| {name} | `{file}` | `{old}` -> `{new}` | {noticed_by(copy)} |", flush=True)
+            found = noticed_by(copy, *stop)
+            print(f"| {name} | `{file}` | `{old}` -> `{new}` | {found} |", flush=True)
             path.write_text(text)
     finally:
         shutil.rmtree(copy)
