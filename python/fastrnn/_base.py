@@ -139,9 +139,10 @@ def run(
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None and state.dim() != rank:
             raise _errors.state_rank(stack.owner, name, rank, state)
-    if rank == 2 or lengths is not None or reset_mask is not None or len(stack.time_major) > 1:
-        _check_readable(stack.time_major[0], input, h0, c0)
-    if lengths is not None or reset_mask is not None:
+    padded = lengths is not None or reset_mask is not None
+    if (rank == 2 or padded or len(stack.time_major) > 1) and not watched():
+        _checks.check_readable(stack.time_major[0], input, h0, c0)
+    if padded:
         if _onnx_export.active():
             y, h_n, c_n = _onnx_export.run_padded(
                 stack, input, h0, c0, weights, batch_first, dropout, lengths, reset_mask
@@ -158,24 +159,6 @@ def run(
     y, h_n, c_n = run_layers(stack, x, None, h0, c0, weights, False, dropout, cache)
     h_n = h_n.squeeze(1)
     return y.squeeze(1), h_n if c_n is None else (h_n, c_n.squeeze(1))
-
-
-def _check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
-    """Check what torch's operators meet before the gate does: freed memory would end the process.
-
-    Raises:
-        RuntimeError, TypeError: as the gate does.
-    """
-    if watched():
-        return
-    fake = _checks.is_fake(layer.owner, "input", x)
-    if x.layout is not torch.strided:
-        raise _errors.unsupported_layout(layer.owner, "input", x)
-    for name, tensor in (("input", x), ("h0", h0), ("c0", c0)):
-        if tensor is not None:
-            _checks.check_like(layer, name, tensor, x, fake)
-            if tensor.is_cpu and not fake:
-                _checks.address(layer, name, tensor)
 
 
 def _unsqueezed(tensor: Tensor | None, dim: int) -> Tensor | None:
@@ -200,7 +183,8 @@ def _run_packed(
     if x.dim() == 2 and x.shape[0] > ragged.N:
         x = x[: ragged.N]  # torch.nn does not look at rows beyond the batch sizes either
     layers = stack.time_major
-    _check_readable(layers[0], x, h0, c0)
+    if not watched():
+        _checks.check_readable(layers[0], x, h0, c0)
     if h0 is not None:
         _checks.check_state_shape(layers[0], "h0", h0, ragged.B, len(layers))
         h0 = _permuted(h0, order)

@@ -74,6 +74,22 @@ def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -
         raise _errors.mixed(layer.owner, name, x, tensor)
 
 
+def check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
+    """Check what torch's operators meet before the gate does: freed memory would end the process.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: as the gate does.
+    """
+    fake = is_fake(layer.owner, "input", x)
+    if x.layout is not torch.strided:
+        raise _errors.unsupported_layout(layer.owner, "input", x)
+    for name, tensor in (("input", x), ("h0", h0), ("c0", c0)):
+        if tensor is not None:
+            check_like(layer, name, tensor, x, fake)
+            if tensor.is_cpu and not fake:
+                address(layer, name, tensor)
+
+
 def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, int, tuple[int, ...]]:
     """Check the input's type, device and shape.
 
