@@ -80,14 +80,18 @@ def check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None
     Raises:
         RuntimeError, ValueError, TypeError: as the gate does.
     """
-    fake = is_fake(layer.owner, "input", x)
-    if x.layout is not torch.strided:
-        raise _errors.unsupported_layout(layer.owner, "input", x)
     for name, tensor in (("input", x), ("h0", h0), ("c0", c0)):
-        if tensor is not None:
-            check_like(layer, name, tensor, x, fake)
-            if tensor.is_cpu and not fake:
-                address(layer, name, tensor)
+        if tensor is None or (
+            type(tensor) in PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.data_ptr()
+        ):
+            continue
+        fake = is_fake(layer.owner, "input", x)
+        check_like(layer, name, tensor, x, fake)
+        if tensor.is_cpu and not fake:
+            address(layer, name, tensor)
 
 
 def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, int, tuple[int, ...]]:
