@@ -191,7 +191,7 @@ def _checked(
         these are used.
     """
     if layer.quantized:
-        addresses, copies = _checks.quantized_weights(layer, x, weights)
+        addresses, copies = _checks.quantized_weights(layer, x, weights, fake)
     else:
         addresses, copies = _checks.weights(layer, x, weights, fake)
     h0_address = c0_address = 0
@@ -417,7 +417,7 @@ def load_stream(
     """
     like = torch.empty(0, dtype=stream.dtype, device=stream.device)
     checked = [
-        _checks.quantized_weights(layer, like, own)
+        _checks.quantized_weights(layer, like, own, False)
         if layer.quantized
         else _checks.weights(layer, like, own, False)
         for layer, own in zip(layers, weights, strict=True)
@@ -431,7 +431,7 @@ def load_stream(
 def set_stream_state(
     engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
-    states: tuple[Tensor, Tensor | None],
+    value: object,
     stream: _StreamLike,
 ) -> None:
     """Replace the state of a stream.
@@ -439,16 +439,20 @@ def set_stream_state(
     Raises:
         RuntimeError, TypeError: if a state is missing or wrong in shape, dtype, device or type.
     """
-    h, c = states
     layer = layers[0]
-    if (c is None) is not (layer.spec.states == 1):
-        raise _errors.two_states(layer.owner, h, False)
+    states: Sequence[object] = [value]
+    if layer.spec.states > 1:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise _errors.two_states(layer.owner, value, False)
+        states = value
     kept = []
-    for name, value, dtype in (("h0", h, stream.dtype), ("c0", c, stream.cell_dtype)):
-        if value is not None:
-            like = torch.empty(0, dtype=dtype, device=stream.device)
-            _checks.check_like(layer, name, value, like, False)
-            _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
-            kept.append(_checks.copy_if_needed(layer, name, value))
-            _checks.address(layer, name, kept[-1])
-    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if c is not None else 0)
+    for name, state, dtype in zip(
+        ("h0", "c0"), states, (stream.dtype, stream.cell_dtype), strict=False
+    ):
+        like = torch.empty(0, dtype=dtype, device=stream.device)
+        _checks.check_like(layer, name, state, like, False)
+        assert isinstance(state, Tensor)
+        _checks.check_state_shape(layer, name, state, stream.batch_size, len(layers))
+        kept.append(_checks.copy_if_needed(layer, name, state))
+        _checks.address(layer, name, kept[-1])
+    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if len(kept) > 1 else 0)
