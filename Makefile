@@ -201,7 +201,7 @@ wheel-cuda: $(INSTALLED)  ## wheel with the CUDA kernels too, tried without nvcc
 versions: wheel  ## the core of the Python tests with other versions of torch: TORCH_VERSIONS="2.4.0"
 	for torch in $(TORCH_VERSIONS); do \
 	  echo "torch $$torch"; rm -rf build/versions; $(PYTHON) -m venv build/versions; \
-	  build/versions/bin/pip install -q torch==$$torch dist/*.whl pytest pytest-xdist hypothesis; \
+	  build/versions/bin/pip install -q torch==$$torch "$$(ls dist/*.whl)[test]"; \
 	  build/versions/bin/python -m pytest -q -m core $(PARALLEL); rm -rf build/versions; \
 	done
 

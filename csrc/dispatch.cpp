@@ -195,9 +195,14 @@ Stream::Stream(const Problem& problem, int layers) : self_(nullptr) {
   FASTRNN_CHECK(problem.directions == 1 && !problem.reverse,
                 "directions must be 1: a stream does not know the future");
   FASTRNN_CHECK(p.B >= 1, "B must be at least 1, got " << p.B);
-  FASTRNN_CHECK(layers >= 1, "layers must be at least 1, got " << layers);
+  constexpr int kMostLayers = 1 << 16;
+  FASTRNN_CHECK(layers >= 1 && layers <= kMostLayers,
+                "layers must be in [1, " << kMostLayers << "], got " << layers);
   const StreamKernels& kernels = kernels_for(p).stream;
   size_t bytes = 0;
+  kernels.create(p, layers > 1 ? 2 : 1, nullptr, bytes);
+  FASTRNN_CHECK(double(bytes) * layers < double(size_t(1) << 62),
+                "layers must be few enough for less than 2^62 bytes, got " << layers);
   kernels.create(p, layers, nullptr, bytes);
   self_ = new Implementation{p, layers, kernels, std::vector<char>(bytes), nullptr};
   self_->state = kernels.create(p, layers, self_->memory.data(), bytes);
@@ -207,6 +212,7 @@ Stream::Stream(const Problem& problem, int layers) : self_(nullptr) {
 Stream::~Stream() { delete self_; }
 
 void Stream::load(const Weights* weights) {
+  FASTRNN_CHECK(weights, "weights must be given");
   std::vector<Weights> used(weights, weights + self_->layers);
   for (Weights& w : used) {
     check_weights(self_->problem, &w);
@@ -223,7 +229,11 @@ void Stream::set_state(const void* h, const void* c) {
   self_->kernels.set_state(self_->state, h, c);
 }
 
-void Stream::get_state(void* h, void* c) const { self_->kernels.get_state(self_->state, h, c); }
+void Stream::get_state(void* h, void* c) const {
+  FASTRNN_CHECK(h && (c || cell_info(self_->problem.cell).states == 1),
+                "h, and c of an LSTM, must be given");
+  self_->kernels.get_state(self_->state, h, c);
+}
 
 CellInfo cell_info(Cell cell) { return current_isa().kernels->info[int(cell)]; }
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
@@ -219,6 +220,11 @@ def test_any_lengths(data: st.DataObject) -> None:
     assert_bitwise(got, expected, [n for n in expected if "weight" not in n and "bias" not in n])
 
 
+def freed(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [
@@ -230,6 +236,10 @@ def test_any_lengths(data: st.DataObject) -> None:
         (torch.tensor([2.0, 3.0]), TypeError, "must be ints.*got torch.float32 on cpu"),
         (torch.tensor([True, False]), TypeError, "must be ints"),
         (torch.tensor([2, 3], device="meta"), TypeError, "on the CPU, got torch.int64 on meta"),
+        ([[2], [3, 4]], TypeError, r"GRU: lengths must be ints.*got \[\[2\], \[3, 4\]\]"),
+        (torch.tensor([2, 3]).to_sparse(), TypeError, "GRU: lengths.*torch.sparse_coo"),
+        (FakeTensorMode().from_tensor(torch.tensor([2, 3])), TypeError, "lengths.*FakeTensor"),
+        (freed(torch.tensor([2, 3])), TypeError, "GRU: lengths.*without its values in memory"),
     ],
 )
 def test_wrong_lengths(lengths: Any, error: type[Exception], message: str) -> None:
@@ -243,6 +253,45 @@ def test_packed_with_lengths() -> None:
         fastrnn.GRU(3, 4)(x, lengths=[5, 2])
     with pytest.raises(ValueError, match="reset_mask must be None with a PackedSequence"):
         fastrnn.GRU(3, 4)(x, reset_mask=torch.zeros(5, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["input", "h0", "c0"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("form", ["lengths", "unbatched", "packed", "dense"])
+def test_freed_memory(name: str, layers: int, form: str) -> None:
+    """What torch's own operators would read before the engine's gate ends the process."""
+    batch = [] if form == "unbatched" else [2]
+    x = torch.randn(5, *batch, 3)
+    given = {"input": x, "h0": torch.randn(layers, *batch, 4), "c0": torch.randn(layers, *batch, 4)}
+    if form == "packed":
+        packed = pack_padded_sequence(x, torch.tensor([2, 5]), enforce_sorted=False)
+        given["input"] = packed.data
+    freed(given[name])
+    states, lengths = (given["h0"], given["c0"]), [2, 5] if form == "lengths" else None
+    entered = packed._replace(data=given["input"]) if form == "packed" else given["input"]
+    for module in (fastrnn.LSTM(3, 4, layers), fastrnn.Quantized(fastrnn.LSTM(3, 4, layers))):
+        with pytest.raises(RuntimeError, match=f"LSTM: {name} must have memory"):
+            module(entered, states, lengths=lengths)
+
+
+@pytest.mark.parametrize("form", ["lengths", "unbatched", "dense"])
+def test_states_of_other_kinds(form: str) -> None:
+    """Sparse and fake states are refused by name, also where torch's operators come first."""
+    batch, lengths = [] if form == "unbatched" else [2], [2, 5] if form == "lengths" else None
+    x, h0 = torch.randn(5, *batch, 3), torch.randn(2, *batch, 4)
+    for module in (fastrnn.GRU(3, 4, 2), fastrnn.Quantized(fastrnn.GRU(3, 4, 2))):
+        with pytest.raises(RuntimeError, match="GRU: h0 must be dense"):
+            module(x, h0.to_sparse(), lengths=lengths)
+        with pytest.raises(TypeError, match="GRU: h0 and input must both be real"):
+            module(x, FakeTensorMode().from_tensor(h0), lengths=lengths)
+        with pytest.raises((TypeError, AssertionError), match=r"GRU: .* must both be real"):
+            module(FakeTensorMode().from_tensor(x), lengths=lengths)
+
+
+def test_packed_data_that_are_no_tensor() -> None:
+    packed = pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 2]))
+    with pytest.raises(TypeError, match=r"GRU: input must be a .*got list"):
+        fastrnn.GRU(3, 4)(packed._replace(data=[1.0]))
 
 
 def test_wrong_state_and_no_steps() -> None:

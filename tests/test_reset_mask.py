@@ -189,6 +189,11 @@ def test_any_mask(data: st.DataObject) -> None:
     assert_bitwise(got, expected, [n for n in expected if "weight" not in n and "bias" not in n])
 
 
+def freed(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
@@ -196,6 +201,8 @@ def test_any_mask(data: st.DataObject) -> None:
         (torch.zeros(5, 2), TypeError, "GRU: reset_mask must be a torch.bool tensor on the CPU"),
         ([[True, False]], TypeError, "got list"),
         (torch.zeros(5, 2, dtype=torch.bool, device="meta"), TypeError, "got torch.bool on meta"),
+        (torch.ones(5, 2, dtype=torch.bool).to_sparse(), TypeError, "GRU: reset_mask.*sparse_coo"),
+        (freed(torch.ones(5, 2, dtype=torch.bool)), TypeError, "reset_mask.*without its values"),
     ],
 )
 def test_wrong_mask(mask: Any, error: type[Exception], message: str) -> None:

@@ -79,7 +79,15 @@ def test_inputs_of_every_layout():
     [
         (lambda: fastrnn.LSTM(2, 3, bidirectional=True).stream(), ValueError, "bidirectional"),
         (lambda: fastrnn.LSTM(2, 3).stream(0), ValueError, "batch_size"),
+        (lambda: fastrnn.LSTM(2, 3).stream("1"), TypeError, "LSTM: batch_size must be an int"),
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 4)), RuntimeError, "input"),
+        (lambda: fastrnn.LSTM(2, 3).stream().step([[0.0, 0.0]]), TypeError, "LSTM: input"),
+        (
+            lambda: fastrnn.LSTM(2, 3).stream().step(freed(1, 2)),
+            RuntimeError,
+            "LSTM: input.*memory",
+        ),
+        (lambda: fastrnn.LSTM(2, 3).stream().step(freed(2)), RuntimeError, "must have memory"),
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(2, 2)), RuntimeError, "input"),
         (lambda: fastrnn.LSTM(2, 3).stream().step(torch.zeros(1, 2).double()), RuntimeError, "inp"),
     ],
@@ -87,6 +95,25 @@ def test_inputs_of_every_layout():
 def test_misuse(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def freed(*shape):
+    tensor = torch.zeros(shape)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.parametrize("cls", [fastrnn.RNN, fastrnn.GRU, fastrnn.LSTM])
+@pytest.mark.parametrize(
+    "value", [None, (), [1.0], "h0", (torch.zeros(1, 1, 3),) * 3, freed(1, 1, 3)]
+)
+def test_no_states_at_all(cls, value):
+    stream = cls(2, 3).stream()
+    stream.step(torch.ones(1, 2))
+    before = states(stream.state)
+    with pytest.raises((RuntimeError, TypeError), match=cls.__name__):
+        stream.state = value
+    assert all(torch.equal(a, b) for a, b in zip(states(stream.state), before, strict=True))
 
 
 def test_wrong_states():

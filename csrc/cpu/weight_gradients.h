@@ -51,17 +51,22 @@ class OuterProduct {
   }
 
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
+    const int64_t stride = kWidth * max_rows / F::kGroup;
+    // Rows of x and of h take turns.
+    const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;
     const TileScope scope;
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
       const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
+      const FetchAhead fetch(far && u + kWidth < n ? panel + stride : nullptr, words_, columns,
+                             tiles_);
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);
         // Where the sums will be added is not in L1 yet.
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) __builtin_prefetch(c + (m + r) * n + u + v * W, 1);
-        multiply(scope, columns, i, panel);
+        multiply(scope, fetch, columns, i, panel);
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) {
             T* to = c + (m + r) * n + u + v * W;
@@ -78,8 +83,8 @@ class OuterProduct {
     return kTiled<F> ? smaller(tile * kMaxTileRows, units_) : units_ * tile / tiles_;
   }
 
-  void multiply(const TileScope& scope, int columns, int64_t i, const T* panel) const {
-    (void)scope;
+  void multiply([[maybe_unused]] const TileScope& scope, [[maybe_unused]] const FetchAhead& fetch,
+                int columns, int64_t i, const T* panel) const {
     if constexpr (kTiled<F>) {
       const int64_t ld = packed_words();
       const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + i * kMaxTileRows * ld);
@@ -89,8 +94,9 @@ class OuterProduct {
     } else {
       const int64_t m = begin(i);
       const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
-      kTiles<F, true>.entry[columns - 1][begin(i + 1) - m - 1](words_, a, 0, panel, s_.zeros, 0,
-                                                               s_.tile);
+      const int count = int(begin(i + 1) - m);
+      fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
+                                             fetch.from(i));
     }
   }
   int64_t packed_words() const { return round_up(words_, W); }

@@ -139,7 +139,10 @@ def run(
     for name, state in (("h0", h0), ("c0", c0)):
         if state is not None and state.dim() != rank:
             raise _errors.state_rank(stack.owner, name, rank, state)
-    if lengths is not None or reset_mask is not None:
+    padded = lengths is not None or reset_mask is not None
+    if (rank == 2 or padded or len(stack.time_major) > 1) and not watched():
+        _checks.check_readable(stack.time_major[0], input, h0, c0)
+    if padded:
         if _onnx_export.active():
             y, h_n, c_n = _onnx_export.run_padded(
                 stack, input, h0, c0, weights, batch_first, dropout, lengths, reset_mask
@@ -174,10 +177,14 @@ def _run_packed(
     if _onnx_export.active():
         raise _onnx_export.packed(stack.owner)
     x, batch_sizes, order, back = input
+    if not isinstance(x, Tensor):
+        raise _errors.not_a_tensor(stack.owner, "input", x)
     ragged = _checks.ragged(stack.owner, batch_sizes, x.shape[0])
     if x.dim() == 2 and x.shape[0] > ragged.N:
         x = x[: ragged.N]  # torch.nn does not look at rows beyond the batch sizes either
     layers = stack.time_major
+    if not watched():
+        _checks.check_readable(layers[0], x, h0, c0)
     if h0 is not None:
         _checks.check_state_shape(layers[0], "h0", h0, ragged.B, len(layers))
         h0 = _permuted(h0, order)

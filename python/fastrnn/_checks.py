@@ -74,6 +74,26 @@ def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -
         raise _errors.mixed(layer.owner, name, x, tensor)
 
 
+def check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
+    """Check what torch's operators meet before the gate does: freed memory would end the process.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: as the gate does.
+    """
+    for name, tensor in (("input", x), ("h0", h0), ("c0", c0)):
+        if tensor is None or (
+            type(tensor) in PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.data_ptr()
+        ):
+            continue
+        fake = is_fake(layer.owner, "input", x)
+        check_like(layer, name, tensor, x, fake)
+        if tensor.is_cpu and not fake:
+            address(layer, name, tensor)
+
+
 def sizes(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[bool, int, int, tuple[int, ...]]:
     """Check the input's type, device and shape.
 
@@ -219,7 +239,7 @@ def weights(
 
 
 def quantized_weights(
-    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None]
+    layer: Layer, x: Tensor, tensors: Sequence[Tensor | None], fake: bool
 ) -> tuple[list[int], list[Tensor]]:
     """Check 8-bit weights and their scales; see ``weights``."""
     if x.dtype is not torch.float32:
@@ -232,10 +252,12 @@ def quantized_weights(
             continue
         dtype = torch.int8 if name.startswith("weight") else torch.float32
         like = torch.empty(0, dtype=dtype, device=x.device)
-        check_like(layer, name, tensor, like, False)
+        check_like(layer, name, tensor, like, fake)
         assert tensor is not None
         if tensor.shape != shape:
             raise _errors.weight_shape(layer, name, shape, tensor)
+        if fake:
+            continue
         copies.append(copy_if_needed(layer, name, tensor))
         addresses.append(address(layer, name, copies[-1]))
     return addresses, copies
@@ -312,7 +334,7 @@ def gradients(
     return dy, dh_n, dc_n
 
 
-def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
+def stream_input(layer: Layer, x: object, like: Tensor) -> Tensor:
     """Return a plain, contiguous input for one step of a stream.
 
     Args:
@@ -324,6 +346,7 @@ def stream_input(layer: Layer, x: Tensor, like: Tensor) -> Tensor:
         RuntimeError, TypeError: if shape, dtype, device or type are wrong.
     """
     check_like(layer, "input", x, like, False)
+    assert isinstance(x, Tensor)
     if x.shape != like.shape:
         raise _errors.shape(layer.owner, "input", "(B, I)", like.shape, x)
     x = copy_if_needed(layer, "input", x.detach()).as_subclass(Tensor)

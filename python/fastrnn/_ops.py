@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors
+from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
+from ._memory import core as _core
 from ._problem import Layer, Ragged
-
-try:
-    from . import _core
-except ImportError as error:
-    raise ImportError(
-        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
-        f"`pip install .` rather than import its source folder ({error})"
-    ) from error
 
 FinalStates = tuple[Tensor | None, Tensor | None]
 """h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
@@ -38,12 +30,6 @@ PackedCache = dict[int, tuple[object, Tensor]]
 
 An entry is never written to again, only replaced: another thread may be reading it.
 """
-
-KEPT_SCRATCH = 16 << 20
-"""Bytes of scratch memory that a thread keeps for its next call."""
-
-LARGE = 4 << 20
-"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
@@ -157,41 +143,7 @@ def cell_info(name: str) -> _core._CellInfo:
     return _core.cell_info(name)
 
 
-class _Scratch(threading.local):
-    """Memory that a thread needs during a call, kept for its next one: allocating takes time.
-
-    Nothing is kept during a call: a signal's handler may make another one on the same thread.
-    """
-
-    def __init__(self) -> None:
-        self.kept: tuple[int, int, Tensor | None] = (0, 0, None)
-
-    def take(self, size: int) -> tuple[int, int, Tensor | None]:
-        """Return the address of at least ``size`` bytes, their number and what holds them."""
-        kept = self.kept
-        if size <= min(kept[1], KEPT_SCRATCH):
-            self.kept = (0, 0, None)
-            return kept
-        buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
-        return buffer.data_ptr(), size, buffer
-
-    def give_back(self, taken: tuple[int, int, Tensor | None]) -> None:
-        """Keep what ``take`` returned."""
-        if self.kept[1] <= taken[1] <= KEPT_SCRATCH:
-            self.kept = taken
-
-
-scratch_memory = _Scratch()
-
-
-def in_large_pages(memory: Tensor) -> Tensor:
-    """Return memory that is about to be written for the first time, in large pages if it is large.
-
-    Where pages are small, a fault for each takes longer than writing what it holds.
-    """
-    if memory.is_cpu and memory.nbytes >= LARGE:
-        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
-    return memory
+scratch_memory = _memory.Scratch()
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -219,7 +171,7 @@ def _packed(
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
         return entry[1], None
-    packed = torch.empty(plan.packed, dtype=torch.uint8, device=_CPU)
+    packed = _memory.allocate(plan.packed)
     return packed, (key, packed)
 
 
@@ -239,7 +191,7 @@ def _checked(
         these are used.
     """
     if layer.quantized:
-        addresses, copies = _checks.quantized_weights(layer, x, weights)
+        addresses, copies = _checks.quantized_weights(layer, x, weights, fake)
     else:
         addresses, copies = _checks.weights(layer, x, weights, fake)
     h0_address = c0_address = 0
@@ -297,6 +249,9 @@ def forward(
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
+    _memory.large_pages(y)
+    if reserve is not None:
+        _memory.large_pages(reserve)
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
     plan = _plan(
@@ -388,9 +343,6 @@ def backward(
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
     results = _checks.allocated((x, h0, c0), weights, wanted, samples)
-    for gradient in results if samples else ():
-        if gradient is not None:
-            in_large_pages(gradient)
     dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -402,6 +354,10 @@ def backward(
     every = layer.checkpoint_steps(T)
     run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
+    if samples or plan.backward_workspace >= _memory.LARGE:  # else no gradient is that large
+        for result in results:
+            if result is not None:
+                _memory.large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
@@ -461,7 +417,7 @@ def load_stream(
     """
     like = torch.empty(0, dtype=stream.dtype, device=stream.device)
     checked = [
-        _checks.quantized_weights(layer, like, own)
+        _checks.quantized_weights(layer, like, own, False)
         if layer.quantized
         else _checks.weights(layer, like, own, False)
         for layer, own in zip(layers, weights, strict=True)
@@ -475,7 +431,7 @@ def load_stream(
 def set_stream_state(
     engine: _core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
-    states: tuple[Tensor, Tensor | None],
+    value: object,
     stream: _StreamLike,
 ) -> None:
     """Replace the state of a stream.
@@ -483,16 +439,20 @@ def set_stream_state(
     Raises:
         RuntimeError, TypeError: if a state is missing or wrong in shape, dtype, device or type.
     """
-    h, c = states
     layer = layers[0]
-    if (c is None) is not (layer.spec.states == 1):
-        raise _errors.two_states(layer.owner, h, False)
+    states: Sequence[object] = [value]
+    if layer.spec.states > 1:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise _errors.two_states(layer.owner, value, False)
+        states = value
     kept = []
-    for name, value, dtype in (("h0", h, stream.dtype), ("c0", c, stream.cell_dtype)):
-        if value is not None:
-            like = torch.empty(0, dtype=dtype, device=stream.device)
-            _checks.check_like(layer, name, value, like, False)
-            _checks.check_state_shape(layer, name, value, stream.batch_size, len(layers))
-            kept.append(_checks.copy_if_needed(layer, name, value))
-            _checks.address(layer, name, kept[-1])
-    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if c is not None else 0)
+    for name, state, dtype in zip(
+        ("h0", "c0"), states, (stream.dtype, stream.cell_dtype), strict=False
+    ):
+        like = torch.empty(0, dtype=dtype, device=stream.device)
+        _checks.check_like(layer, name, state, like, False)
+        assert isinstance(state, Tensor)
+        _checks.check_state_shape(layer, name, state, stream.batch_size, len(layers))
+        kept.append(_checks.copy_if_needed(layer, name, state))
+        _checks.address(layer, name, kept[-1])
+    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if len(kept) > 1 else 0)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _errors, _ops
+from . import _checks, _errors, _ops
 from ._problem import Ragged
 
 Lengths = Tensor | Sequence[int] | int
@@ -129,11 +129,25 @@ def describe(
     )
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Tell whether NumPy can read a tensor: it is on the CPU, and its values in its own memory."""
+    if type(tensor) not in _checks.PLAIN or not tensor.is_cpu or tensor.layout is not torch.strided:
+        return False
+    return tensor.numel() == 0 or tensor.data_ptr() != 0
+
+
+def _described(tensor: Tensor) -> str:
+    kind = f"{tensor.dtype} on {tensor.device}"
+    if not tensor.is_cpu or _readable(tensor):
+        return kind
+    return f"{kind} without its values in memory ({type(tensor).__name__}, {tensor.layout})"
+
+
 def _mask(owner: str, mask: object, shape: tuple[int, ...], form: str) -> Bools:
     if isinstance(mask, Tensor) and mask.is_cuda:
         mask = mask.cpu()
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or not mask.is_cpu:
-        got = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or not _readable(mask):
+        got = _described(mask) if isinstance(mask, Tensor) else type(mask).__name__
         raise _errors.segments(
             owner, "reset_mask", "be a torch.bool tensor on the CPU", got, kind=True
         )
@@ -149,16 +163,17 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
         return None
     if isinstance(lengths, Tensor):
         lengths = lengths.cpu() if lengths.is_cuda else lengths
-        right = lengths.dtype in (torch.int64, torch.int32) and lengths.is_cpu
+        right = lengths.dtype in (torch.int64, torch.int32) and _readable(lengths)
         given = lengths.detach().numpy() if right else np.empty(0)
     else:
-        given = np.asarray(lengths)
+        try:
+            given = np.asarray(lengths)
+        except (ValueError, TypeError):  # of lists with several lengths
+            given = np.empty(1)
         right = np.issubdtype(given.dtype, np.integer) or given.shape == (0,)
     if not right:
         expected_kind = "be ints, or a torch.int64 or int32 tensor on the CPU"
-        got = repr(lengths)
-        if isinstance(lengths, Tensor):
-            got = f"{lengths.dtype} on {lengths.device}"
+        got = _described(lengths) if isinstance(lengths, Tensor) else repr(lengths)
         raise _errors.segments(owner, "lengths", expected_kind, got, kind=True)
     expected = () if unbatched else (B,)
     if given.shape != expected:

@@ -32,6 +32,7 @@ class Stream:
 
     Raises:
         ValueError: if the module is bidirectional or ``batch_size`` is less than 1.
+        TypeError: if ``batch_size`` is no int.
         RuntimeError, NotImplementedError: if the weights are where no engine runs, or of a dtype
             without kernels.
     """
@@ -42,6 +43,8 @@ class Stream:
                 f"{module._owner}: bidirectional must be False to stream, got True; the second "
                 "direction would need the future"
             )
+        if not isinstance(batch_size, int):
+            raise TypeError(f"{module._owner}: batch_size must be an int, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"{module._owner}: batch_size must be at least 1, got {batch_size}")
         self._module = module
@@ -74,6 +77,7 @@ class Stream:
 
         Raises:
             RuntimeError: if shape, dtype or device are wrong.
+            TypeError: if it is no tensor.
         """
         if (
             type(x) is not Tensor
@@ -85,14 +89,16 @@ class Stream:
         ):
             return self._step_checked(x)
         y = torch.empty(self._output_shape, dtype=self.dtype, device=self.device)
-        self._step(x.data_ptr(), self._input_shape[1], y.data_ptr(), self._output_shape[1])
+        at = x.data_ptr() or _checks.address(self._layers[0], "input", x)
+        self._step(at, self._input_shape[1], y.data_ptr(), self._output_shape[1])
         return y
 
-    def _step_checked(self, x: Tensor) -> Tensor:
-        like = torch.empty(self._input_shape, dtype=self.dtype, device=self.device)
-        if x.dim() == 1 and self.batch_size == 1:
-            return self.step(_checks.stream_input(self._layers[0], x[None], like)).squeeze(0)
-        return self.step(_checks.stream_input(self._layers[0], x, like))
+    def _step_checked(self, x: object) -> Tensor:
+        single = self.batch_size == 1 and isinstance(x, Tensor) and x.dim() == 1
+        shape = self._input_shape[1:] if single else self._input_shape
+        like = torch.empty(shape, dtype=self.dtype, device=self.device)
+        plain = _checks.stream_input(self._layers[0], x, like)
+        return self.step(plain[None]).squeeze(0) if single else self.step(plain)
 
     @property
     def cell_dtype(self) -> torch.dtype:
@@ -117,8 +123,7 @@ class Stream:
 
     @state.setter
     def state(self, value: Hidden) -> None:
-        h, c = value if isinstance(value, tuple | list) else (value, None)
-        _ops.set_stream_state(self._engine, self._layers, (h, c), self)
+        _ops.set_stream_state(self._engine, self._layers, value, self)
 
     def reset(self) -> None:
         """Set the state to zeros."""

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "cases.h"
+#include "int8.h"
 
 namespace {
 
@@ -245,6 +246,43 @@ void fuzz_far_rows(Random& random, Setup setup, const std::string& name) {
   ++accepted;
 }
 
+// 8-bit weights: what they are multiplied to, or one pointer that the call needs made null.
+void fuzz_int8(Random& random, const std::string& name) {
+  Setup s = any_setup(random, false);
+  Problem& p = s.problem;
+  p.training = false, p.checkpoint_every = 0, p.threads = std::min(p.threads, 4);
+  p.dtype = Dtype::kInt8;
+  Problem trained = p;
+  trained.training = true;
+  EXPECT(refuses([&] { fastrnn::sizes(trained); }), name << ": 8-bit weights were to be trained");
+  EXPECT(refuses([&] { fastrnn::backward(p, {}); }), name << ": 8-bit weights went backward");
+  Int8Run run(p, s.lengths, random.bits());
+  if (random.coin()) {
+    run.check();
+    ++accepted;
+    return;
+  }
+  const auto direction = size_t(random.below(p.directions));
+  const uint64_t seed = random.bits();
+  run.change = [&](ForwardBuffers& b) {
+    fastrnn::Weights& w = b.weights[direction];
+    std::vector<const void**> fields = {&w.w_ih, &w.w_hh, &b.x};
+    std::vector<const float**> scales = {&w.scale_ih, &w.scale_hh};
+    if (p.bias) fields.push_back(&w.b_ih), fields.push_back(&w.b_hh);
+    if (p.P) fields.push_back(&w.w_hr), scales.push_back(&w.scale_hr);
+    Random pick(seed);
+    if (pick.coin())
+      *pick.pick(fields) = nullptr;
+    else if (pick.coin())
+      *pick.pick(scales) = nullptr;
+    else
+      *pick.pick(std::vector<void**>{&b.y, &b.h_n, &b.packed, &b.workspace}) = nullptr;
+  };
+  EXPECT(refuses([&] { run.forward(true); }), name << ": a null pointer was taken");
+  run.expect_clean();
+  ++refused;
+}
+
 template <class T>
 void fuzz_buffers(Random& random, int64_t kind, const std::string& name) {
   const Setup setup = any_setup(random, sizeof(T) == 8);
@@ -259,9 +297,10 @@ void fuzz(int64_t number) {
   const std::vector<std::string> isas = fastrnn::available_isas();
   fastrnn::set_isa(random.pick(isas));
   const std::string name = "call " + std::to_string(number);
-  const int64_t kind = random.below(12);
+  const int64_t kind = random.below(14);
   if (kind < 5) return fuzz_sizes(random, name);
   if (kind == 5) return fuzz_far_rows(random, any_setup(random, false), name);
+  if (kind > 11) return fuzz_int8(random, name);
   const int64_t what = kind < 8 ? 0 : kind < 10 ? 1 : 2;
   random.coin() ? fuzz_buffers<double>(random, what, name)
                 : fuzz_buffers<float>(random, what, name);

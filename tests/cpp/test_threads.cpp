@@ -263,6 +263,24 @@ void check_interrupts(int64_t B, int threads) {
   EXPECT(after.y == expected.y && after.dw[0][1] == expected.dw[0][1], "after interrupted calls");
 }
 
+// Once told to stop, a team passes over all tickets and steps that are left, its helpers' too.
+void check_stopping() {
+  for (int threads : {1, 3})
+    for (int64_t before : {0, 5}) {
+      int64_t left = before;
+      Team team(threads,
+                {[](void* context) { return --*static_cast<int64_t*>(context) < 0; }, &left});
+      std::atomic<int64_t> own{0}, later{0};
+      team.run(1000, [&](int64_t, int slot) { own += slot == 0, work(100); });
+      EXPECT(own <= before && (threads > 1 || own == before),
+             own << " tickets, told to stop after " << before << ", threads=" << threads);
+      while (!team.asked_to_stop()) continue;
+      team.run(100, [&](int64_t, int) { ++later; });
+      team.run_chains(3, 100, [&](int64_t, int64_t) { ++later; });
+      EXPECT(later == 0, later << " tickets and steps after the stop, threads=" << threads);
+    }
+}
+
 // What is asked may make calls of its own.
 void check_nested_calls() {
   bool alone = true;
@@ -293,6 +311,7 @@ int main() {
   std::printf("concurrent calls\n");
   for (int64_t B : {1, 7, 40})
     for (int threads : {1, 3}) check_interrupts(B, threads);
+  check_stopping();
   check_nested_calls();
   std::printf("interrupted calls\n");
   if (std::getenv("FASTRNN_TEST_NO_FORK")) {  // qemu-user cannot run threads in a forked child

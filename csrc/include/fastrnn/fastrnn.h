@@ -172,7 +172,8 @@ bool backward(const Problem& problem, const BackwardBuffers& buffers);
 
 // A stack of layers that takes one time step at a time, for serving and for real-time threads:
 // step() neither allocates nor locks. It keeps a packed copy of the weights, a snapshot. Not to be
-// used by two threads at once.
+// used by two threads at once. All but step(), which checks nothing, throw std::invalid_argument
+// for what makes no sense, and then leave the stream as it was.
 class Stream {
  public:
   // Of the problem, cell, dtype, activation, B, I, H, P and bias count; I is the first layer's.
