@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +96,17 @@ def case_lengths(T: int, B: int) -> Tensor:
 
 
 def medians(sides: Sides, rounds: int) -> dict[str, float]:
-    """Time all sides in turn; return the median of each."""
+    """Time all sides in turn; return the median of each.
+
+    Their order is drawn anew each time: a call finds in the caches what the one before it left, and
+    that must not always be the same one.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides.items())
+    drawn = random.Random(0)
     for turn in range(rounds + 2):
-        for name, call in sides.items():
+        drawn.shuffle(order)
+        for name, call in order:
             begin = time.perf_counter()
             call()
             if turn >= 2:

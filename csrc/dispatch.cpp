@@ -38,6 +38,8 @@ void check_problem(const Problem& p) {
   FASTRNN_CHECK(p.directions == 1 || !p.reverse, "reverse needs directions = 1");
   FASTRNN_CHECK(p.checkpoint_every >= 0,
                 "checkpoint_every must not be negative, got " << p.checkpoint_every);
+  FASTRNN_CHECK(p.samples >= 1 && p.B % p.samples == 0,
+                "samples must be at least 1 and divide B = " << p.B << ", got " << p.samples);
   FASTRNN_CHECK(p.dtype != Dtype::kInt8 || !p.training, "training must be false for 8-bit weights");
   FASTRNN_CHECK(p.threads >= 1, "threads must be at least 1, got " << p.threads);
   FASTRNN_CHECK(p.activation == Activation::kTanh || cell_info(p.cell).has_relu,
@@ -55,6 +57,8 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
     const int64_t now = offsets[t + 1] - offsets[t];
     FASTRNN_CHECK(now >= 1 && now <= offsets[t] - offsets[t - 1],
                   "offsets must grow by at least 1 and never faster than before, at step " << t);
+    FASTRNN_CHECK(now % p.samples == 0,
+                  "offsets must be multiples of samples = " << p.samples << ", at step " << t);
   }
 }
 

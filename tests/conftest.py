@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # the helpers, under any import mode
 
 import _cuda_emulated  # noqa: E402
-from fastrnn import _ops  # noqa: E402
+from fastrnn import _memory  # noqa: E402
 
 MNIST = TESTS.parents[1] / "shared" / "data" / "mnist-10k"
 
@@ -76,7 +76,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
     # Memory kept from an earlier call is not fresh.
-    monkeypatch.setattr(_ops, "KEPT_SCRATCH", 0)
+    monkeypatch.setattr(_memory, "KEPT_SCRATCH", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from _support import (
 core = pytest.importorskip("fastrnn._core")
 
 AVAILABLE = core.available_isas()
-KNOWN = ("baseline", "avx2", "avx512", "avx512_bf16", "neon")
+KNOWN = ("baseline", "avx2", "avx512", "avx512_bf16", "amx", "neon")
 PRINT = "import fastrnn._core as c; print(c.isa())"
 CASES = [
     Case(cell, 9, 7, 11, 21, 2, True, layout=layout)
@@ -73,6 +73,8 @@ def test_what_is_available() -> None:
         assert ("avx512_bf16" in AVAILABLE) == all(
             f"avx512{part}" in flags for part in "f bw dq vl _vnni _bf16".split()
         )
+        tiles = {"amx_tile", "amx_bf16", "amx_int8"} <= set(flags)
+        assert "amx" not in AVAILABLE or tiles  # a system may have them and refuse them
 
 
 @each_isa

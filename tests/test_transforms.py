@@ -76,6 +76,23 @@ def test_gradients_of_each_sample(case: Case) -> None:
     assert_same(found, [grad(lambda own, x=x: loss(theirs, own, x))(own) for x in x])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("steps", "batch"), [(7, 1), (5, 3), (300, 2)])
+def test_bits_of_each_sample(cell: str, dtype: torch.dtype, steps: int, batch: int) -> None:
+    """Each sample's gradients are, bit for bit, those of a call of its own."""
+    module = twin(Case(cell, steps, batch, 6, 70, bidirectional=True), dtype)[0]
+    x = torch.randn(SAMPLES, steps, batch, 6, dtype=dtype)
+    found = vmap(grad(lambda own, x: loss(module, own, x)), (None, 0))(parameters(module), x)
+    for i, each in enumerate(x):
+        y, states = module(each)
+        states = states if isinstance(states, tuple) else (states,)
+        total = y.square().sum() + sum(s.sin().sum() for s in states)
+        alone = torch.autograd.grad(total, list(module.parameters()))
+        for name, true in zip(found, alone, strict=True):
+            assert torch.equal(found[name][i], true), name
+
+
 def test_gradients_of_each_packed_sample() -> None:
     case = Case("gru", 5, 3, 3, 4, layout="packed", states=False)
     ours, theirs = twin(case, torch.float64)

@@ -1,11 +1,14 @@
 // fastrnn._core: the C++ interface with pointers as integers. Python's _ops.py checks tensors;
 // nothing here knows them.
 #include <fastrnn/fastrnn.h>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "../check.h"
 #include "reservoir.h"
@@ -37,7 +40,7 @@ struct SizedProblem {
 SizedProblem make_problem(const std::string& cell, const std::string& dtype,
                           const std::string& activation, int64_t T, int64_t B, int64_t I, int64_t H,
                           int64_t P, int directions, bool reverse, bool bias, bool ragged,
-                          bool training, int64_t checkpoint_every, int threads) {
+                          bool training, int64_t checkpoint_every, int threads, int64_t samples) {
   FASTRNN_CHECK(activation == "tanh" || activation == "relu",
                 "activation must be tanh or relu, got " << activation);
   fr::Problem p;
@@ -47,6 +50,7 @@ SizedProblem make_problem(const std::string& cell, const std::string& dtype,
   p.T = T, p.B = B, p.I = I, p.H = H, p.P = P;
   p.directions = directions, p.reverse = reverse, p.bias = bias, p.ragged = ragged;
   p.training = training, p.checkpoint_every = checkpoint_every, p.threads = threads;
+  p.samples = samples;
   return {p, fr::sizes(p)};
 }
 
@@ -128,14 +132,40 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
   run_unlocked(b, [&] { return fr::backward(sized.problem, b); });
 }
 
-fr::PaddedBatch padded_batch(int64_t T, int64_t B, Pointer lengths, Pointer reset,
-                             int64_t reset_step, int64_t reset_row) {
-  return {T,
-          B,
-          static_cast<const int64_t*>(at(lengths)),
-          static_cast<const bool*>(at(reset)),
-          reset_step,
-          reset_row};
+using Ints = py::array_t<int64_t>;
+using Bools = py::array_t<bool>;
+
+// T, B and N of the segments, how many sequences are without any, and the arrays of SegmentBuffers;
+// offsets are those of one step at least.
+py::tuple segments(int64_t T, int64_t B, const std::optional<Ints>& lengths,
+                   const std::optional<Bools>& reset) {
+  fr::PaddedBatch batch;
+  batch.T = T, batch.B = B;
+  if (lengths) {
+    FASTRNN_CHECK(lengths->ndim() == 1 && lengths->shape(0) == B &&
+                      (B <= 1 || lengths->strides(0) == sizeof(int64_t)),
+                  "lengths must be a contiguous array of B = " << B);
+    batch.lengths = lengths->data();
+  }
+  if (reset) {
+    FASTRNN_CHECK(reset->ndim() == 2 && reset->shape(0) == T && reset->shape(1) == B,
+                  "reset must be an array of T x B = " << T << " x " << B);
+    batch.reset = reset->data();
+    batch.reset_step = reset->strides(0), batch.reset_row = reset->strides(1);
+  }
+  const fr::SegmentSizes n = fr::segment_sizes(batch);
+  const int64_t steps = std::max<int64_t>(n.T, 1);
+  Ints offsets(steps + 1), rows(n.N), owner(n.B), last({int64_t(2), B});
+  Bools fresh({int64_t(2), n.B});
+  std::fill_n(offsets.mutable_data(), steps + 1, 0);
+  bool* const starts = fresh.mutable_data();
+  int64_t* const ends = last.mutable_data();
+  fr::segments(batch, {offsets.mutable_data(),
+                       rows.mutable_data(),
+                       owner.mutable_data(),
+                       {starts, starts + n.B},
+                       {ends, ends + B}});
+  return py::make_tuple(steps, n.B, n.N, n.empty, offsets, rows, owner, fresh, last);
 }
 
 struct PythonStream : fr::Stream {
@@ -192,7 +222,8 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
            py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
            py::arg("directions"), py::arg("reverse"), py::arg("bias"), py::arg("ragged"),
-           py::arg("training"), py::arg("checkpoint_every"), py::arg("threads"))
+           py::arg("training"), py::arg("checkpoint_every"), py::arg("threads"),
+           py::arg("samples") = 1)
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("workspace_bytes",
                              [](const SizedProblem& p) { return p.sizes.workspace; })
@@ -210,24 +241,8 @@ PYBIND11_MODULE(_core, m) {
            [](const PythonStream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
-  py::class_<fr::PaddedBatch>(m, "PaddedBatch")
-      .def(py::init(&padded_batch), py::arg("T"), py::arg("B"), py::arg("lengths"),
-           py::arg("reset"), py::arg("reset_step"), py::arg("reset_row"))
-      .def("sizes",
-           [](const fr::PaddedBatch& batch) {
-             const fr::SegmentSizes s = fr::segment_sizes(batch);
-             return std::make_tuple(s.T, s.B, s.N, s.empty);
-           })
-      .def("segments", [](const fr::PaddedBatch& batch, Pointer offsets, Pointer rows,
-                          Pointer owner, Pointer fresh, int64_t fresh_row, Pointer last) {
-        auto* const starts = static_cast<bool*>(at(fresh));
-        auto* const ends = static_cast<int64_t*>(at(last));
-        fr::segments(batch, {static_cast<int64_t*>(at(offsets)),
-                             static_cast<int64_t*>(at(rows)),
-                             static_cast<int64_t*>(at(owner)),
-                             {starts, starts + fresh_row},
-                             {ends, ends + batch.B}});
-      });
+  m.def("segments", &segments, py::arg("T"), py::arg("B"), py::arg("lengths").noconvert(),
+        py::arg("reset").noconvert());
   m.def("fingerprint", &fingerprint);
   m.def(
       "fma_peak",

@@ -32,7 +32,7 @@ struct BackwardPass {
       weights[d].lay_out(p, arena);
       if (replays<C>(p)) forward[d].lay_out(p, arena);
       rows[d].lay_out(p, d, arena);
-      lost[d] = arena.take<T>(2 * C::kWx * p.H);
+      lost[d] = arena.take<T>(p.samples * 2 * C::kWx * p.H);
       if (N::kReduced)
         each_gradient(sums[d], sums[d],
                       [&](void*& to, void*&, int64_t n) { to = arena.take<T>(n); });
@@ -43,11 +43,12 @@ struct BackwardPass {
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
   }
 
-  // Calls f(a's, b's, elements) for every gradient of a direction's weights.
+  // Calls f(a's, b's, elements) for every gradient of a direction's weights, of all samples.
   template <class A, class B, class Function>
   void each_gradient(A& a, B& b, const Function& f) const {
-    const int64_t O = p.P ? p.P : p.H, G = C::kWx * p.H;
-    f(a.w_ih, b.w_ih, G * p.I), f(a.w_hh, b.w_hh, G * O), f(a.w_hr, b.w_hr, p.P * p.H);
+    const int64_t O = p.P ? p.P : p.H, G = p.samples * C::kWx * p.H;
+    f(a.w_ih, b.w_ih, G * p.I), f(a.w_hh, b.w_hh, G * O);
+    f(a.w_hr, b.w_hr, p.samples * p.P * p.H);
     f(a.b_ih, b.b_ih, G), f(a.b_hh, b.b_hh, G);
   }
 

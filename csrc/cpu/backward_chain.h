@@ -6,12 +6,12 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Sums over rows (dW, db) restart after this many rows, at fixed places in time.
+// Sums over rows (dW, db) restart after this many rows of a sample, at fixed places in time.
 constexpr int64_t kChunkRows = 256;
 
 // Blocks of steps: whole chunks, so that results do not depend on how many steps a block has.
 inline int64_t backward_block_steps(const Problem& p) {
-  return smaller(larger(kChunkRows / larger(p.B, 1), 1), p.T);
+  return smaller(larger(kChunkRows * p.samples / larger(p.B, 1), 1), p.T);
 }
 
 // The weights of one direction as the backward pass reads them: transposed.
@@ -54,8 +54,8 @@ struct BackwardWeights {
 template <class C>
 constexpr int kKept = C::kD + C::kState;
 
-// What one block of steps leaves for the gradients of x and the weights. Row i is the i-th row
-// (t, b) of the block in order of time.
+// What one block of steps leaves for the gradients of x and the weights. Row i of d is the i-th row
+// (t, b) of the block in order of time; those of x, h and m are in the order of panel_row().
 template <class C, class N>
 struct BlockGradients {
   using Left = typename N::Left;
@@ -74,7 +74,7 @@ struct BackwardRows : LayerRows<C, N> {
   using S = typename N::Storage;
   using Left = typename N::Left;
   static constexpr int kGroup = N::Factors::kGroup;
-  int64_t block_steps, max_rows, ld_d, ld_p, ld_state;
+  int64_t block_steps, sample_rows, max_rows, ld_d, ld_p, ld_state;
   View<const S> dy;
   BlockGradients<C, N> block[2];
   T* ds[C::kState];  // [B,ld_state], gradient of each state as the steps run back
@@ -83,9 +83,11 @@ struct BackwardRows : LayerRows<C, N> {
   void lay_out(const Problem& problem, int which, Arena& arena) {
     Base::describe(problem, which);
     block_steps = backward_block_steps(*p);
-    max_rows = round_up(larger(block_steps * p->B, 1), kGroup);
+    sample_rows = round_up(larger(block_steps * p->B / p->samples, 1), kGroup);
+    max_rows = sample_rows * p->samples;
     ld_d = padded<Left>(C::kD * p->H), ld_p = padded<Left>(p->P), ld_state = padded<T>(p->H);
-    for (auto& b : block) {
+    for (int64_t i = 0; i < kept_blocks(); ++i) {
+      auto& b = block[i];
       b.d = arena.take<Left>(max_rows * ld_d + N::kWidth);
       b.projected = arena.take<Left>(p->P ? max_rows * ld_p + N::kWidth : 0);
       b.x = arena.take<T>(columns_size(p->I));
@@ -104,11 +106,11 @@ struct BackwardRows : LayerRows<C, N> {
         b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * kKept<C> * p->H : nullptr;
     // A last, incomplete word reads one number past a row.
     if constexpr (kGroup > 1)
-      for (auto& to : block)
-        for (int64_t i = 0; i < max_rows; ++i) {
-          if (ld_d > C::kD * p->H) to.d[i * ld_d + C::kD * p->H] = Left{};
-          if (p->P && ld_p > p->P) to.projected[i * ld_p + p->P] = Left{};
-        }
+      for (int64_t i = 0; i < kept_blocks() * max_rows; ++i) {
+        auto& to = block[i / max_rows];
+        if (ld_d > C::kD * p->H) to.d[i % max_rows * ld_d + C::kD * p->H] = Left{};
+        if (p->P && ld_p > p->P) to.projected[i % max_rows * ld_p + p->P] = Left{};
+      }
   }
 
   // Elements of one panel of columns before `row`, `columns` wide.
@@ -116,7 +118,12 @@ struct BackwardRows : LayerRows<C, N> {
   int64_t columns_size(int64_t n) const {
     return columns_offset(max_rows, round_up(n, N::kWidth * kMaxColumns));
   }
+  // Where row i of a block is among the rows of panels: each sample's are together.
+  int64_t panel_row(int64_t i) const {
+    return p->samples == 1 ? i : i % p->samples * sample_rows + i / p->samples;
+  }
   int64_t block_count() const { return (p->T + block_steps - 1) / block_steps; }
+  int64_t kept_blocks() const { return smaller(block_count(), 2); }
   int64_t block_of(int64_t t) const { return t / block_steps; }
   // Blocks are numbered in time; the j-th to be worked on is the j-th from the sequence's end.
   int64_t block_at(int64_t j) const { return time.reverse ? j : block_count() - 1 - j; }
@@ -171,6 +178,7 @@ class BackwardChain {
   }
 
   void run_block(int64_t j) {
+    const TileScope scope(!panels_.team);  // a team may wait for others' code
     const int64_t k = q_->block_at(j), low = q_->low(k), high = q_->high(k);
     if (j == 0) load_state_gradients();
     if (begin_ == 0) complete_words(k);
@@ -333,7 +341,8 @@ class BackwardChain {
   // Copies rows of n features into panels of columns, as the second factor of a sum over rows.
   template <class Source>
   void keep_rows(int64_t rows, T* panels, int64_t first, int64_t n, Source&& source) {
-    for (int64_t r = 0; r < rows; ++r) keep_row(source(begin_ + r), panels, first + r, n);
+    for (int64_t r = 0; r < rows; ++r)
+      keep_row(source(begin_ + r), panels, q_->panel_row(first + r), n);
   }
 
   template <class From>
@@ -350,9 +359,11 @@ class BackwardChain {
 
   // The last word of an odd number of rows has zeros in its other part.
   void complete_words(int64_t k) {
-    const int64_t rows = q_->rows_in_block(k);
+    if (F::kGroup == 1) return;
+    const int64_t all = q_->rows_in_block(k), rows = all / q_->p->samples;
     BlockGradients<C, N>& block = q_->gradients(k);
-    for (int64_t row = rows; row < round_up(rows, F::kGroup); ++row) {
+    for (int64_t i = all; i < round_up(rows, F::kGroup) * q_->p->samples; ++i) {
+      const int64_t row = q_->panel_row(i);
       const T* zeros = nullptr;
       if (keep_x_) keep_row(zeros, block.x, row, q_->p->I);
       if (keep_h_) keep_row(zeros, block.h, row, q_->O);

@@ -100,6 +100,7 @@ class ForwardChain {
 
   // For a stream, in place of bind() and run_block(): step s, by itself, of a sequence without end.
   void step_alone(const S* x, int64_t x_row, S* y, int64_t y_row, int64_t s) {
+    const TileScope scope;
     x_ = {x, nullptr, {}, {0, x_row}};
     y_ = {y, nullptr, {}, {0, y_row}};
     multiply_inputs(0, 1);
@@ -127,6 +128,7 @@ class ForwardChain {
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
   void run_block(int64_t block) {
+    const TileScope scope(!panels_.team);  // a team may wait for others' code
     if (block == 0) {
       load_output(h0_);
       load_carried(c0_);

@@ -11,6 +11,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fastrnn {
 namespace {
@@ -48,6 +52,22 @@ bool has_avx512_bf16() {
   if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & kVnni)) return false;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBf16);
 }
+
+// Linux gives a process the tile registers when it asks for them.
+bool has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kNeeded = kBf16 | kTile | kInt8;
+  constexpr uint64_t kTiles = 0x60000;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512_bf16() || (saved_registers() & kTiles) != kTiles) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<IsaEntry> make_list() {
@@ -66,6 +86,9 @@ std::vector<IsaEntry> make_list() {
 #endif
 #if defined(FASTRNN_HAVE_AVX512_BF16)
   list.push_back({"avx512_bf16", has_avx512_bf16(), &avx512_bf16::kernels()});
+#endif
+#if defined(FASTRNN_HAVE_AMX)
+  list.push_back({"amx", has_amx(), &amx::kernels()});
 #endif
   return list;
 }

@@ -44,6 +44,19 @@ void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
 
 const Kernels& kernels() {
   // In the order of enum Dtype.
+#ifdef FASTRNN_HAS_TILES
+  // Only products of 16 and of 8 bits are made in tiles.
+#define FASTRNN_ENTRY(type, id, name)                                              \
+  to.cells[int(id)][int(Dtype::kBfloat16)] = cell_kernels<type, Bfloat16Format>(); \
+  to.cells[int(id)][int(Dtype::kInt8)] = cell_kernels<type, Int8Format>();
+  static const Kernels all = [] {
+    Kernels to = avx512_bf16::kernels();
+    FASTRNN_CELLS(FASTRNN_ENTRY)
+    to.fma_peak = measure_fma_peak;
+    return to;
+  }();
+#undef FASTRNN_ENTRY
+#else
 #define FASTRNN_ENTRY(type, id, name)                                         \
   {cell_kernels<type, Float32>(), cell_kernels<type, Float64>(),              \
    cell_kernels<type, Bfloat16Format>(), cell_kernels<type, Float16Format>(), \
@@ -60,6 +73,7 @@ const Kernels& kernels() {
                               &reservoir_kernels()};
 #undef FASTRNN_ENTRY
 #undef FASTRNN_INFO
+#endif
   return all;
 }
 

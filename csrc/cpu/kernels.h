@@ -56,5 +56,8 @@ const Kernels& kernels();
 namespace avx512_bf16 {
 const Kernels& kernels();
 }
+namespace amx {
+const Kernels& kernels();
+}
 
 }  // namespace fastrnn

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "../simd/tiles.h"
 #include "format.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -48,14 +49,38 @@ double fma_peak_of(double seconds) {
   return best;
 }
 
+#ifdef FASTRNN_HAS_TILES
+template <class F>
+double tile_peak_of(double seconds) {
+  constexpr int kRepeats = 20000;
+  const TileScope scope;
+  scope.configure(kTileRows);
+  for (double best = 0;;) {
+    const auto run = std::chrono::steady_clock::now();
+    for (int n = 0; n < kRepeats; ++n) TileChunk<F>::multiply_registers();
+    const double products = double(kRepeats) * 4 * kTileRows * 16 * kChunkWords * F::kGroup;
+    const double spent = seconds_since(run);
+    if (2 * products / spent / 1e9 > best) best = 2 * products / spent / 1e9;
+    if ((seconds -= spent) <= 0) return best;
+  }
+}
+#endif
+
 inline double measure_fma_peak(Dtype dtype, double seconds) {
   switch (dtype) {
     case Dtype::kFloat64:
       return fma_peak_of<PlainFactors<double>>(seconds);
+#ifdef FASTRNN_HAS_TILES
+    case Dtype::kBfloat16:
+      return tile_peak_of<Bfloat16Factors>(seconds);
+    case Dtype::kInt8:
+      return tile_peak_of<Int8Factors>(seconds);
+#else
     case Dtype::kBfloat16:
       return fma_peak_of<Bfloat16Factors>(seconds);
     case Dtype::kInt8:
       return fma_peak_of<Int8Factors>(seconds);
+#endif
     default:
       return fma_peak_of<PlainFactors<float>>(seconds);
   }

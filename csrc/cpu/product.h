@@ -10,7 +10,8 @@
 // results independent of batch size and threads. The chains advance by words, see format.h.
 #pragma once
 
-#include "format.h"
+#include "../simd/tiles.h"
+#include "rows.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -21,13 +22,21 @@ constexpr int max_tile_rows(int columns) {
   return rows < 12 ? rows : 12;
 }
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
+#ifdef FASTRNN_HAS_TILES
+constexpr int kMaxTileRows = kTileRows;
+#else
 constexpr int kMaxTileRows = 12;
+#endif
+constexpr int kLine = 64;  // bytes of a line of the caches
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// word k of the row at a + r * lda, or word k * R + r of a where A was packed.
-template <class F, int R, int C, bool kPackedA>
+// word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least
+// one word: GCC moves all accumulators through memory for the sake of a loop that may not run. With
+// each word kLines lines from `ahead` on are brought to L2, of what a later tile reads.
+template <class F, int R, int C, bool kPackedA, int kLines>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
-                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out) {
+                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
+                  const char* ahead) {
   using V = Vec<typename F::Sum>;
   constexpr int W = V::kWidth;
   V sum[R][C];
@@ -35,11 +44,13 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
-  for (; k > 0; --k) {
+  do {
     typename F::Word w[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
     panel += C * W;
+#pragma GCC unroll 2
+    for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const typename F::Word x = F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
@@ -47,7 +58,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
       for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, w[c], sum[r][c]);
     }
     a += (kPackedA ? R : 1) * F::kGroup;
-  }
+  } while (--k > 0);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -57,10 +68,15 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 template <class F>
 using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
                              const typename F::Sum* panel, const typename F::Sum* init,
-                             int64_t init_row, typename F::Sum* out);
+                             int64_t init_row, typename F::Sum* out, const char* ahead);
+
+// Only large tiles have the time to fetch ahead; the others do without.
+constexpr bool can_fetch(int rows, int columns) {
+  return columns >= 3 && 2 * rows >= max_tile_rows(columns);
+}
 
 // tile_product of a run-time size: table[columns - 1][rows - 1].
-template <class F, bool kPackedA>
+template <class F, bool kPackedA, int kLines>
 struct TileTable {
   TileProduct<F> entry[kMaxColumns][kMaxTileRows] = {};
 
@@ -73,12 +89,41 @@ struct TileTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA>;
+    constexpr int kFetched = can_fetch(R, C) ? kLines : 0;
+    entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA, kFetched>;
     if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class F, bool kPackedA>
-inline constexpr TileTable<F, kPackedA> kTiles{};
+template <class F, bool kPackedA, int kLines>
+inline constexpr TileTable<F, kPackedA, kLines> kTiles{};
+
+// Of the tiles that one panel makes, the last ones bring the next panel to L2, evenly: each of its
+// lines is asked for once, and one or two with each word, since more would fill the queues to L3.
+class FetchAhead {
+ public:
+  FetchAhead(const void* next, int64_t k, int columns, int64_t tiles)
+      : next_(static_cast<const char*>(next)),
+        lines_(columns * kVectorBytes / kLine),
+        fetching_(next && tiles > 1 ? (tiles < lines_ ? tiles : lines_) : 0),
+        first_(tiles - fetching_),
+        column_(k * kLine) {}
+
+  template <class F, bool kPackedA>
+  TileProduct<F> tile(int64_t t, int columns, int rows) const {
+    const int64_t lines = t < first_ ? 0 : line(t + 1) - line(t);
+    const auto& entry = lines == 0   ? kTiles<F, kPackedA, 0>.entry
+                        : lines == 1 ? kTiles<F, kPackedA, 1>.entry
+                                     : kTiles<F, kPackedA, 2>.entry;
+    return entry[columns - 1][rows - 1];
+  }
+  const char* from(int64_t t) const { return t < first_ ? nullptr : next_ + line(t) * column_; }
+
+ private:
+  int64_t line(int64_t t) const { return (t - first_) * lines_ / fetching_; }
+
+  const char* next_;
+  int64_t lines_, fetching_, first_, column_;
+};
 
 // One row times the panels p and p + 1 at once: twice the independent chains, since a single row
 // has too few to hide the latency of a multiply-add.
@@ -96,7 +141,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sum[p][r][c] = V::load(init + p * panel_stride + c * W);
   panel += C * W;
-  for (; k > 0; --k) {
+  do {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
       typename F::Word w[C];
@@ -111,7 +156,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
     }
     panel += C * W;
     a += F::kGroup;
-  }
+  } while (--k > 0);
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p)
 #pragma GCC unroll 3
@@ -171,15 +216,22 @@ struct Panels {
   int64_t size() const { return count() * stride(); }
 };
 
+// A matrix larger than this may have left L2 when its turn comes again: what others read and write
+// in between takes its place.
+constexpr int64_t kFarBytes = 3 << 18;
+
 // A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
 constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kTiledPanelBytes = 32 << 10;  // or L1, which alone feeds products in tiles
 
 template <class F>
 int64_t k_block(const Panels<F>& w, int64_t rows) {
-  const int64_t limit = kPanelBytes / (w.columns() * kVectorBytes), k = w.words();
-  if (k <= limit || rows <= max_tile_rows(w.columns())) return k > 0 ? k : 1;
+  const int64_t bytes = kTiled<F> ? kTiledPanelBytes : kPanelBytes;
+  const int64_t limit = bytes / (w.columns() * kVectorBytes), k = w.words();
+  if (k <= limit || rows <= (kTiled<F> ? kMaxTileRows : max_tile_rows(w.columns())))
+    return k > 0 ? k : 1;
   const int64_t parts = (k + limit - 1) / limit;
-  return (k + parts - 1) / parts;
+  return round_up((k + parts - 1) / parts, kTiled<F> ? kChunkWords : 1);
 }
 
 template <class F, class Done>
@@ -205,6 +257,36 @@ struct Sums {
   }
 };
 
+#ifdef FASTRNN_HAS_TILES
+// Words [k0, k0 + k) of panel p, in tiles of equally many rows: the last one begins early where
+// rows are left over, and what it computes twice is dropped.
+template <class F, class Done>
+void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k, const typename F::Left* a,
+                    int64_t lda, int64_t rows, bool keep, typename F::Sum* out,
+                    const TileScope& scope, Done&& done) {
+  using Sum = typename F::Sum;
+  const int columns = w.columns(p);
+  const int64_t row = columns * w.W, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int size = int((rows + tiles - 1) / tiles);
+  const Sum *start = w.panel(p), *panel = start + (1 + k0) * row;
+  scope.configure(size);
+  for (int64_t r = 0; r < rows; r += size) {
+    const int n = int(rows - r < size ? rows - r : size), early = size - n;
+    Sum* tile = out + (keep ? r * row : 0);
+    const Sum* init = k0 == 0 ? start : tile - early * row;
+    const auto* from = a + (r - early) * lda + k0 * F::kGroup;
+    if (early == 0) {
+      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, tile);
+    } else {
+      alignas(64) Sum all[kTileRows * kMaxColumns * 16];
+      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, all);
+      __builtin_memcpy(tile, all + early * row, size_t(n * row) * sizeof(Sum));
+    }
+    done(r, n, tile);
+  }
+}
+#endif
+
 // Multiplies `rows` rows of a with the panels [begin, end). done(p, r, n, tile) is called once for
 // rows [r, r + n) of panel p when their sums are complete. `descending` takes the panels in reverse
 // order: alternating it from call to call keeps the end of a matrix that just exceeds a cache level
@@ -218,7 +300,10 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
   const int64_t words = w.words();
   const int64_t k_step = k_block(w, rows);  // at least 1: without any k there is one pass too
   const bool keep = sums.keep || k_step < words;
+  const bool far = w.size() * int64_t(sizeof(Sum)) > kFarBytes;
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
+  const bool in_tiles = kTiled<F> && rows >= kLeastTiledRows<F>;
+  const TileScope scope;
   for (int64_t k0 = 0; k0 == 0 || k0 < words; k0 += k_step) {
     const int64_t k = words - k0 < k_step ? words - k0 : k_step;
     const bool complete = k0 + k >= words;
@@ -226,7 +311,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       const int64_t p = descending ? begin + end - 1 - i : i;
       const int columns = w.columns(p);
       Sum* out = sums.data + p * panel_elements;
-      if (rows <= max_pair_rows(columns) && i + 1 < end) {
+      if (words > 0 && rows <= max_pair_rows(columns) && !in_tiles && i + 1 < end) {
         const int64_t low = descending ? p - 1 : p;
         if (w.columns(low) == w.columns(low + 1)) {
           multiply_pair(w, low, a, lda, int(rows), sums.data + low * panel_elements,
@@ -235,14 +320,29 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
           continue;
         }
       }
+      if constexpr (kTiled<F>) {
+        if (in_tiles) {
+          multiply_tiled(w, p, k0, k, a, lda, rows, keep, out, scope,
+                         [&](int64_t r, int n, Sum* tile) {
+                           if (complete) done(p, r, n, tile);
+                         });
+          continue;
+        }
+      }
       const int64_t tiles = (rows + max_tile_rows(columns) - 1) / max_tile_rows(columns);
+      const int64_t after = descending ? p - 1 : p + 1;
+      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
+      const FetchAhead fetch(far ? next : nullptr, k, columns, tiles);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = rows * t / tiles;
         const int n = int(rows * (t + 1) / tiles - r);
         Sum* tile = out + (keep ? r * columns * W : 0);
-        kTiles<F, false>.entry[columns - 1][n - 1](
-            k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
-            k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile);
+        if (k > 0)
+          fetch.tile<F, false>(t, columns, n)(
+              k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
+              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile, fetch.from(t));
+        else
+          for (int i = 0; i < n * columns * W; ++i) tile[i] = w.panel(p)[i % (columns * W)];
         if (complete) done(p, r, n, tile);
       }
     }

@@ -44,23 +44,29 @@ class OuterProduct {
   OuterProduct(const GradientScratch<N>& scratch, Factor<typename F::Left> a, int64_t units,
                int64_t rows)
       : s_(scratch), units_(units), rows_(rows), words_((rows + F::kGroup - 1) / F::kGroup) {
-    tiles_ = (units + max_tile_rows(kMaxColumns) - 1) / max_tile_rows(kMaxColumns);
+    const int64_t most = kTiled<F> ? kMaxTileRows : max_tile_rows(kMaxColumns);
+    tiles_ = (units + most - 1) / most;
     for (int64_t i = 0; i < tiles_; ++i) pack(a, i);
     fill_row(s_.zeros, T(0), kWidth);
   }
 
   void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
+    const int64_t stride = kWidth * max_rows / F::kGroup;
+    // Rows of x and of h take turns.
+    const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;
+    const TileScope scope;
     for (int64_t u = 0; u < n; u += kWidth) {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
       const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
+      const FetchAhead fetch(far && u + kWidth < n ? panel + stride : nullptr, words_, columns,
+                             tiles_);
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);
         // Where the sums will be added is not in L1 yet.
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) __builtin_prefetch(c + (m + r) * n + u + v * W, 1);
-        const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
-        kTiles<F, true>.entry[columns - 1][count - 1](words_, a, 0, panel, s_.zeros, 0, s_.tile);
+        multiply(scope, fetch, columns, i, panel);
         for (int r = 0; r < count; ++r)
           for (int v = 0; v < columns; ++v) {
             T* to = c + (m + r) * n + u + v * W;
@@ -73,11 +79,44 @@ class OuterProduct {
   }
 
  private:
-  int64_t begin(int64_t tile) const { return units_ * tile / tiles_; }
+  int64_t begin(int64_t tile) const {
+    return kTiled<F> ? smaller(tile * kMaxTileRows, units_) : units_ * tile / tiles_;
+  }
+
+  void multiply([[maybe_unused]] const TileScope& scope, [[maybe_unused]] const FetchAhead& fetch,
+                int columns, int64_t i, const T* panel) const {
+    if constexpr (kTiled<F>) {
+      const int64_t ld = packed_words();
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + i * kMaxTileRows * ld);
+      scope.configure(kMaxTileRows);
+      tile_product_amx<F>(columns, kMaxTileRows, words_, a, ld * F::kGroup, panel, s_.zeros, 0,
+                          s_.tile);
+    } else {
+      const int64_t m = begin(i);
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
+      const int count = int(begin(i + 1) - m);
+      fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
+                                             fetch.from(i));
+    }
+  }
+  int64_t packed_words() const { return round_up(words_, W); }
 
   // [word of rows][unit of the tile]. Whole vectors are copied; the next word overwrites what is
-  // too much.
+  // too much. Of a product in tiles [unit][word], of whole tiles.
   void pack(Factor<typename F::Left> a, int64_t tile) {
+    if constexpr (kTiled<F>) {
+      const int64_t m = tile * kMaxTileRows, ld = packed_words();
+      for (int64_t k = 0; k < words_; k += W)
+        transpose_block(
+            [&](int i) {
+              const int64_t row = (k + i) * F::kGroup;
+              return row < rows_
+                         ? F::gather_words(a.data + row * a.ld + m, a.ld, int(rows_ - row)).v
+                         : Native<T>{};
+            },
+            s_.packed + m * ld + k, ld);
+      return;
+    }
     const int64_t m = begin(tile), count = begin(tile + 1) - m;
     T* to = s_.packed + m * words_;
     for (int64_t k = 0; k < rows_; k += F::kGroup, to += count)
@@ -135,10 +174,10 @@ class GradientTickets {
     };
     ranges_ = ranges(q_->p->H), projection_ranges_ = to_.w_hr ? ranges(q_->p->P) : 0;
     const bool any = to_.w_ih || to_.w_hh || to_.b_ih || to_.b_hh;
-    weight_tickets_ = (any ? C::kD * ranges_ : 0) + projection_ranges_;
+    sample_tickets_ = (any ? C::kD * ranges_ : 0) + projection_ranges_;
   }
 
-  int64_t weight_tickets() const { return weight_tickets_; }
+  int64_t weight_tickets() const { return sample_tickets_ * q_->p->samples; }
   int64_t input_tickets(int64_t k) const {
     constexpr int64_t rows = GradientScratch<N>::kRows;
     return dx_.data ? (q_->rows_in_block(k) + rows - 1) / rows : 0;
@@ -146,17 +185,18 @@ class GradientTickets {
 
   // Block k's share of the weights' gradients; `fresh`: the first block to add to them.
   void weights(int64_t ticket, int64_t k, bool fresh, const GradientScratch<N>& scratch) const {
+    const TileScope scope;
     const BlockGradients<C, N>& block = q_->gradients(k);
-    const int64_t rows = q_->rows_in_block(k);
+    const int64_t sample = ticket / sample_tickets_, rows = q_->rows_in_block(k) / q_->p->samples;
+    ticket %= sample_tickets_;
     // The first chunk of a block of B > 256 sequences may restart within a step.
     for (int64_t row = 0; row < rows; row += kChunkRows) {
-      const int64_t count = smaller(kChunkRows, rows - row);
-      const bool overwrite = fresh && row == 0;
+      const Chunk chunk{block, sample, row, smaller(kChunkRows, rows - row), fresh && row == 0};
       if (ticket < projection_ranges_)
-        projection_units(ticket, block, row, count, overwrite, scratch);
+        projection_units(ticket, chunk, scratch);
       else
         units((ticket - projection_ranges_) / ranges_, (ticket - projection_ranges_) % ranges_,
-              block, row, count, overwrite, scratch);
+              chunk, scratch);
     }
   }
 
@@ -184,30 +224,43 @@ class GradientTickets {
   }
 
  private:
-  void units(int64_t slot, int64_t range, const BlockGradients<C, N>& block, int64_t row,
-             int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
+  // Rows [row, row + count) of one sample's in a block; `fresh`: the first to be added up.
+  struct Chunk {
+    const BlockGradients<C, N>& block;
+    int64_t sample, row, count;
+    bool fresh;
+  };
+
+  // The chunk's rows of a buffer in the block's order, in which samples take turns.
+  Factor<typename N::Left> factor(const Chunk& c, const typename N::Left* from, int64_t ld) const {
+    const int64_t samples = q_->p->samples;
+    return {from + (c.row * samples + c.sample) * ld, ld * samples};
+  }
+  int64_t panel_row(const Chunk& c) const { return c.sample * q_->sample_rows + c.row; }
+
+  void units(int64_t slot, int64_t range, const Chunk& c, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits, all = C::kWx * H;
     const int64_t n = smaller(GradientScratch<N>::kUnits, H - u);
-    const Factor<typename N::Left> d{block.d + row * q_->ld_d + slot * H + u, q_->ld_d};
-    const OuterProduct<N> outer(scratch, d, n, count);
+    const Factor<typename N::Left> d = factor(c, c.block.d + slot * H + u, q_->ld_d);
+    const OuterProduct<N> outer(scratch, d, n, c.count);
     const auto add = [&](void* w, int64_t columns, const T* rows, void* bias, T* lost, int gate) {
       if (gate < 0) return;
-      const int64_t first = gate * H + u;
+      const int64_t first = c.sample * all + gate * H + u;
       if (w)
-        outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows, row, fresh);
-      if (bias) sum_rows(d, n, count, static_cast<T*>(bias) + first, lost + first, fresh);
+        outer.add_to(static_cast<T*>(w) + first * columns, columns, rows, q_->max_rows,
+                     panel_row(c), c.fresh);
+      if (bias) sum_rows(d, n, c.count, static_cast<T*>(bias) + first, lost + first, c.fresh);
     };
-    add(to_.w_ih, q_->p->I, block.x, to_.b_ih, lost_, gate_of(C::kDwx, slot));
-    add(to_.w_hh, q_->O, block.h, to_.b_hh, lost_ + C::kWx * H, gate_of(C::kDrh, slot));
+    add(to_.w_ih, q_->p->I, c.block.x, to_.b_ih, lost_, gate_of(C::kDwx, slot));
+    add(to_.w_hh, q_->O, c.block.h, to_.b_hh, lost_ + q_->p->samples * all, gate_of(C::kDrh, slot));
   }
 
-  void projection_units(int64_t range, const BlockGradients<C, N>& block, int64_t row,
-                        int64_t count, bool fresh, const GradientScratch<N>& scratch) const {
-    const int64_t H = q_->p->H, u = range * GradientScratch<N>::kUnits;
-    const int64_t n = smaller(GradientScratch<N>::kUnits, q_->p->P - u);
-    const OuterProduct<N> outer(scratch, {block.projected + row * q_->ld_p + u, q_->ld_p}, n,
-                                count);
-    outer.add_to(static_cast<T*>(to_.w_hr) + u * H, H, block.m, q_->max_rows, row, fresh);
+  void projection_units(int64_t range, const Chunk& c, const GradientScratch<N>& scratch) const {
+    const int64_t H = q_->p->H, P = q_->p->P, u = range * GradientScratch<N>::kUnits;
+    const int64_t n = smaller(GradientScratch<N>::kUnits, P - u);
+    const OuterProduct<N> outer(scratch, factor(c, c.block.projected + u, q_->ld_p), n, c.count);
+    outer.add_to(static_cast<T*>(to_.w_hr) + (c.sample * P + u) * H, H, c.block.m, q_->max_rows,
+                 panel_row(c), c.fresh);
   }
 
   template <int G>
@@ -230,7 +283,7 @@ class GradientTickets {
   WeightGradients to_;
   View<S> dx_;
   T* lost_;
-  int64_t ranges_, projection_ranges_, weight_tickets_;
+  int64_t ranges_, projection_ranges_, sample_tickets_;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _errors, _library, _ops, _reference
+from . import _errors, _library, _ops, _reference, _transforms
 from ._problem import Layer, Ragged
 from ._second_order import double_backward, new_dgates
-from ._transforms import TransformedRecurrence, gradients_of_gradients
+from ._transforms import gradients_of_gradients
 
 _no_inputs = (None, None)
 """What backward returns for ``layer`` and ``ragged``."""
@@ -229,8 +229,7 @@ def _surrounded(
     if torch._C._functorch.peek_interpreter_stack() is not None:
         _check_not_quantized(layer)
         ragged = _unwrapped(ragged)
-        y, h_n, c_n, _ = TransformedRecurrence.apply(layer, ragged, *tensors)  # type: ignore[no-untyped-call]
-        return y, h_n, c_n
+        return _transforms.recurrence(layer, ragged, tensors)[:3]
     if _traced():
         recorded = needs_grad(x, h0, c0, weights)
         return _library.forward(layer, x, ragged, h0, c0, weights, recorded)

@@ -57,7 +57,7 @@ def run_layers(
         _checks.check_state_shape(layers[0], "c0", c0, batch, count)
     joined = watched() or needs_grad(x, h0, c0, [w for own in weights for w in own])
     # torch.cat may use torch's own threads, which hang in a forked child: inference goes without.
-    finals = None if joined else _ops.final_states(layers[0], x, batch, count)
+    finals = None if joined else _checks.final_states(layers[0], x, batch, count)
     parts = []
     for layer, own in zip(layers, weights, strict=True):
         at = slice(layer.index * stack.directions, (layer.index + 1) * stack.directions)

@@ -361,13 +361,33 @@ def stream_input(layer: Layer, x: object, like: Tensor) -> Tensor:
 
 
 def allocated(
-    tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+    numbers: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    samples: int | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Allocate a gradient for each tensor that is there and whose gradient is wanted."""
-    return tuple(
-        t.new_empty(t.shape) if want and t is not None else None
-        for t, want in zip(tensors, wanted, strict=True)
+    """Allocate a gradient for each tensor that is there and whose gradient is wanted.
+
+    Those of the weights have a first dimension of ``samples``, if that is given.
+    """
+    tensors = [t if want else None for t, want in zip((*numbers, *weights), wanted, strict=True)]
+    shared = len(tensors) if samples is None else len(numbers)
+    return (
+        *(None if t is None else t.new_empty(t.shape) for t in tensors[:shared]),
+        *(None if t is None else t.new_empty((samples or 0, *t.shape)) for t in tensors[shared:]),
     )
+
+
+def final_states(
+    layer: Layer, x: Tensor, batch: int, count: int = 1
+) -> tuple[Tensor | None, Tensor | None]:
+    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
+    if layer.step:
+        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
+    slots = count * layer.directions
+    h_n = x.new_empty(slots, batch, layer.output_size)
+    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
+    return h_n, c_n
 
 
 def copy_if_needed(layer: Layer, name: str, tensor: Tensor) -> Tensor:

@@ -2,6 +2,11 @@
 
 from typing import TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
 class Problem:
     """One layer over one batch: every size and layout follows from it (csrc/include/fastrnn.h)."""
 
@@ -22,6 +27,7 @@ class Problem:
         training: bool,
         checkpoint_every: int,
         threads: int,
+        samples: int = 1,
     ) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
@@ -41,17 +47,9 @@ class Stream:
     def set_state(self, h: int, c: int, /) -> None: ...
     def get_state(self, h: int, c: int, /) -> None: ...
 
-class PaddedBatch:
-    """Padded sequences, their lengths and resets (csrc/include/fastrnn/fastrnn.h)."""
-
-    def __init__(
-        self, T: int, B: int, lengths: int, reset: int, reset_step: int, reset_row: int
-    ) -> None: ...
-    def sizes(self) -> tuple[int, int, int, int]: ...
-    def segments(
-        self, offsets: int, rows: int, owner: int, fresh: int, fresh_row: int, last: int, /
-    ) -> None: ...
-
+def segments(
+    T: int, B: int, lengths: Ints | None, reset: npt.NDArray[np.bool_] | None
+) -> tuple[int, int, int, int, Ints, Ints, Ints, npt.NDArray[np.bool_], Ints]: ...
 def version() -> str: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...

@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors
+from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
+from ._memory import core as _core
 from ._problem import Layer, Ragged
-
-try:
-    from . import _core
-except ImportError as error:
-    raise ImportError(
-        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
-        f"`pip install .` rather than import its source folder ({error})"
-    ) from error
 
 FinalStates = tuple[Tensor | None, Tensor | None]
 """h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
@@ -38,9 +30,6 @@ PackedCache = dict[int, tuple[object, Tensor]]
 
 An entry is never written to again, only replaced: another thread may be reading it.
 """
-
-KEPT_SCRATCH = 16 << 20
-"""Bytes of scratch memory that a thread keeps for its next call."""
 
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
@@ -95,15 +84,7 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = (
-        "backward_workspace",
-        "packed",
-        "packing",
-        "problem",
-        "saved",
-        "weights",
-        "workspace",
-    )
+    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
 
     def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
@@ -126,6 +107,7 @@ def _plan(
     checkpoint_every: int,
     threads: int,
     isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
+    samples: int = 1,
 ) -> _Plan:
     problem = _core.Problem(
         cell=layer.spec.name,
@@ -143,6 +125,7 @@ def _plan(
         training=training,
         checkpoint_every=checkpoint_every,
         threads=threads,
+        samples=samples,
     )
     return _Plan(problem, layer, dtype, isa)
 
@@ -160,41 +143,7 @@ def cell_info(name: str) -> _core._CellInfo:
     return _core.cell_info(name)
 
 
-class _Scratch(threading.local):
-    """Memory that a thread needs during a call, kept for its next one: allocating takes time.
-
-    Nothing is kept during a call: a signal's handler may make another one on the same thread.
-    """
-
-    def __init__(self) -> None:
-        self.kept: tuple[int, int, Tensor | None] = (0, 0, None)
-
-    def take(self, size: int) -> tuple[int, int, Tensor | None]:
-        """Return the address of at least ``size`` bytes, their number and what holds them."""
-        kept = self.kept
-        if size <= min(kept[1], KEPT_SCRATCH):
-            self.kept = (0, 0, None)
-            return kept
-        buffer = torch.empty(size, dtype=torch.uint8, device=_CPU)
-        return buffer.data_ptr(), size, buffer
-
-    def give_back(self, taken: tuple[int, int, Tensor | None]) -> None:
-        """Keep what ``take`` returned."""
-        if self.kept[1] <= taken[1] <= KEPT_SCRATCH:
-            self.kept = taken
-
-
-scratch_memory = _Scratch()
-
-
-def final_states(layer: Layer, x: Tensor, batch: int, count: int = 1) -> FinalStates:
-    """Allocate h_n and c_n of ``count`` layers: those that the layer has."""
-    if layer.step:
-        return None, x.new_empty(batch, layer.hidden_size) if layer.spec.states > 1 else None
-    slots = count * layer.directions
-    h_n = x.new_empty(slots, batch, layer.output_size)
-    c_n = x.new_empty(slots, batch, layer.hidden_size) if layer.spec.states > 1 else None
-    return h_n, c_n
+scratch_memory = _memory.Scratch()
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -222,7 +171,7 @@ def _packed(
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
         return entry[1], None
-    packed = torch.empty(plan.packed, dtype=torch.uint8, device=_CPU)
+    packed = _memory.allocate(plan.packed)
     return packed, (key, packed)
 
 
@@ -288,7 +237,7 @@ def forward(
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     # As a tuple, sizes take half as long again.
     y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
-    h_n, c_n = final_states(layer, x, B) if out is None else out
+    h_n, c_n = _checks.final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
     if fake or B == 0:
         return y, h_n, c_n, reserve
@@ -300,6 +249,9 @@ def forward(
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
+    _memory.large_pages(y)
+    if reserve is not None:
+        _memory.large_pages(reserve)
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
     plan = _plan(
@@ -352,6 +304,7 @@ def backward(
     c0: Tensor | None,
     *weights: Tensor | None,
     dgates: Tensor | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Propagate gradients through one layer.
 
@@ -366,8 +319,9 @@ def backward(
         c0: see there.
         weights: see there.
         dgates: where the gradients of the pre-activations go, and behind them those of
-            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H); ``None``:
-            nowhere.
+            the states, (D, T*B or N, ``gradients`` + ``states`` of ``cell_info``, H).
+        samples: S: the gradients of the weights are (S, ...), sequence b being of sample b % S. On
+            the CPU only. ``None``: of all together.
 
     Returns:
         The gradients of x, h0, c0 and the weights, ``None`` for what is not wanted.
@@ -378,7 +332,7 @@ def backward(
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     if fake or B == 0:
-        results = _checks.allocated((x, h0, c0, *weights), wanted)
+        results = _checks.allocated((x, h0, c0), weights, wanted, samples)
         return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
@@ -388,7 +342,7 @@ def backward(
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
 
-    results = _checks.allocated((x, h0, c0, *weights), wanted)
+    results = _checks.allocated((x, h0, c0), weights, wanted, samples)
     dx, dh0, dc0, *dweights = results
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
@@ -397,9 +351,13 @@ def backward(
         dy, dy_rows = _checks.rows(layer, "the gradient of the output", dy, layer.y_batch_first)
     if dx is not None:
         dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
-    threads = torch.get_num_threads()
     every = layer.checkpoint_steps(T)
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, True, every, threads, _core.isa())
+    run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
+    plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
+    if samples or plan.backward_workspace >= _memory.LARGE:  # else no gradient is that large
+        for result in results:
+            if result is not None:
+                _memory.large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,

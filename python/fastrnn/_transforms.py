@@ -2,20 +2,20 @@
 
 ``vmap`` over data widens the batch of one call of the engine. ``vmap`` over weights calls it once
 for each of them. Gradients of each sample's own weights (``vmap(grad(f))``) come from one backward
-pass for all samples, which leaves the gradients of the pre-activations, and one batched product.
+pass for all samples, which adds them up apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _ops, _reference
+from . import _cuda_device, _ops, _reference
 from ._problem import Layer, Ragged
 from ._second_order import gate_rows, new_dgates
 
@@ -23,6 +23,9 @@ Gradients = tuple[Tensor | None, ...]
 
 NUMBERS = 3
 """Inputs before the weights: x, h0 and c0."""
+
+GRADIENTS = 5
+"""What a backward pass has before the inputs: dy, dh_n, dc_n, y and the reserve."""
 
 
 def gradients_of_gradients(
@@ -80,25 +83,66 @@ def gradients_of_gradients(
     return tuple(results)
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a call of the engine is about, apart from its tensors; of these, only those are passed.
+
+    torch's transforms look at every argument of a Function some ten times, in Python: it is worth
+    having few. To them, this is one.
+
+    Args:
+        layer: as in ``_ops.forward``.
+        ragged: as in ``_ops.forward``.
+        given: of all tensors that a call can have, whether it has them.
+        wanted: of a backward pass, for each input, whether its gradient is.
+    """
+
+    layer: Layer
+    ragged: Ragged | None
+    given: tuple[bool, ...]
+    wanted: tuple[bool, ...] = ()
+
+    def all(self, passed: Sequence[Any]) -> list[Any]:
+        """Return what was passed, or something about each of it, among ``None`` for the others."""
+        rest = iter(passed)
+        return [next(rest) if given else None for given in self.given]
+
+    def results(self) -> list[int]:
+        """Return the numbers of the inputs whose gradients a backward pass returns."""
+        given = self.given[GRADIENTS:]
+        return [i for i, want in enumerate(self.wanted) if want and given[i]]
+
+
+def _apply(function: type[Function], call: _Call, tensors: Sequence[Tensor | None]) -> Any:
+    """Call a Function with those of its tensors that are there, or its maths alone."""
+    call = replace(call, given=tuple(t is not None for t in tensors))
+    passed = [t for t in tensors if t is not None]
+    if not _recorded(passed):
+        return function.forward(call, *passed)
+    return function.apply(call, *passed)  # type: ignore[no-untyped-call]
+
+
+def recurrence(
+    layer: Layer, ragged: Ragged | None, tensors: Sequence[Tensor | None]
+) -> _ops.Outputs:
+    """Run one layer under transforms; ``tensors`` are x, h0, c0 and the weights."""
+    outputs: _ops.Outputs = _apply(TransformedRecurrence, _Call(layer, ragged, ()), tensors)
+    return outputs
+
+
 class TransformedRecurrence(Function):
     """One layer, differentiable and vectorisable; the outputs are those of ``_ops.forward``."""
 
     @staticmethod
-    def forward(
-        layer: Layer,
-        ragged: Ragged | None,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        *weights: Tensor | None,
-    ) -> _ops.Outputs:
+    def forward(call: _Call, *tensors: Tensor) -> _ops.Outputs:
         """Run the layer."""
-        return _ops.forward(layer, x, ragged, h0, c0, weights, training=True)
+        x, h0, c0, *weights = call.all(tensors)
+        return _ops.forward(call.layer, x, call.ragged, h0, c0, weights, training=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _ops.Outputs) -> None:
         """Save what backward needs."""
-        ctx.layer, ctx.ragged, *tensors = inputs
+        ctx.call, *tensors = inputs
         y, _, _, reserve = output
         if reserve is not None:
             ctx.mark_non_differentiable(reserve)
@@ -110,110 +154,103 @@ class TransformedRecurrence(Function):
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: Any
     ) -> tuple[Any, ...]:
         """Return the gradients that are asked for, and ``None`` for the others."""
-        y, reserve, *inputs = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad[2:])
+        y, reserve, *tensors = ctx.saved_tensors
+        given = [i for i, is_given in enumerate(ctx.call.given) if is_given]
         if dy is None and dh_n is None and dc_n is None:
-            return (None, None, *(None for _ in wanted))
-        results = TransformedBackward.apply(  # type: ignore[no-untyped-call]
-            ctx.layer, ctx.ragged, wanted, dy, dh_n, dc_n, y, reserve, *inputs
-        )
-        return (None, None, *results)
+            return (None, *(None for _ in given))
+        inputs = ctx.call.all(tensors)
+        wanted = tuple(want is True for want in ctx.call.all(ctx.needs_input_grad[1:]))
+        call = replace(ctx.call, wanted=wanted)
+        results = _apply(TransformedBackward, call, (dy, dh_n, dc_n, y, reserve, *inputs))
+        gradients = iter(results)
+        return (None, *(next(gradients) if wanted[i] else None for i in given))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: _Call, *args: Any) -> tuple[Any, Any]:
         """Widen the batch, or call the layer once for each set of weights."""
-        layer, ragged, *tensors = args
-        dims = in_dims[2:]
+        layer, ragged = call.layer, call.ragged
+        tensors, dims = call.all(args), call.all(in_dims[1:])
         if any(d is not None for d in dims[NUMBERS:]):
             return _each(
                 info.batch_size,
                 dims,
                 tensors,
-                lambda own: TransformedRecurrence.apply(layer, ragged, *own),  # type: ignore[no-untyped-call]
+                lambda own: _apply(TransformedRecurrence, call, own),
             )
         size = info.batch_size
         wide = [
             _widened(t, d, size, _batch_axis(layer, ragged, i))
             for i, (t, d) in enumerate(zip(tensors[:NUMBERS], dims[:NUMBERS], strict=True))
         ]
-        outputs = TransformedRecurrence.apply(  # type: ignore[no-untyped-call]
-            layer, _widened_ragged(ragged, size), *wide, *tensors[NUMBERS:]
-        )
-        y, h_n, c_n, reserve = outputs
+        outputs = recurrence(layer, _widened_ragged(ragged, size), [*wide, *tensors[NUMBERS:]])
         axes = (_output_axis(layer, ragged), *(_state_axis(layer),) * 2, 1)
-        narrow = [_narrowed(t, size, a) for t, a in zip((y, h_n, c_n, reserve), axes, strict=True)]
+        narrow = [_narrowed(t, size, a) for t, a in zip(outputs, axes, strict=True)]
         return tuple(narrow), tuple(
             None if t is None else a + 1 for t, a in zip(narrow, axes, strict=True)
         )
 
 
 class TransformedBackward(Function):
-    """The gradients of one layer, differentiable and vectorisable."""
+    """The gradients of one layer, differentiable and vectorisable: those of ``_Call.results``."""
 
     @staticmethod
-    def forward(
-        layer: Layer,
-        ragged: Ragged | None,
-        wanted: Sequence[bool],
-        dy: Tensor | None,
-        dh_n: Tensor | None,
-        dc_n: Tensor | None,
-        y: Tensor,
-        reserve: Tensor | None,
-        *inputs: Any,
-    ) -> Gradients:
+    def forward(call: _Call, *tensors: Tensor) -> Gradients:
         """Propagate gradients through the layer."""
-        return _ops.backward(layer, ragged, wanted, (dy, dh_n, dc_n), (y, reserve), *inputs)
+        dy, dh_n, dc_n, y, reserve, *inputs = call.all(tensors)
+        results = _ops.backward(
+            call.layer, call.ragged, call.wanted, (dy, dh_n, dc_n), (y, reserve), *inputs
+        )
+        return tuple(results[i] for i in call.results())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
         """Save what a second backward pass needs."""
-        ctx.layer, ctx.ragged, ctx.wanted, dy, dh_n, dc_n, _, _, *tensors = inputs
+        ctx.call, *tensors = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, dh_n, dc_n, *tensors)
+        dy, dh_n, dc_n, _, _, *others = ctx.call.all(tensors)
+        ctx.save_for_backward(dy, dh_n, dc_n, *others)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Any, ...]:
         """Differentiate the gradients."""
+        call: _Call = ctx.call
         dy, dh_n, dc_n, *inputs = ctx.saved_tensors
+        asked = dict(zip(call.results(), incoming, strict=True))
+        directions = [asked.get(i) for i in range(len(inputs))]
         ddy, ddh_n, ddc_n, *rest = gradients_of_gradients(
-            ctx.layer, ctx.ragged, ctx.wanted, (dy, dh_n, dc_n), inputs, incoming
+            call.layer, call.ragged, call.wanted, (dy, dh_n, dc_n), inputs, directions
         )
-        return (None, None, None, ddy, ddh_n, ddc_n, None, None, *rest)
+        results = (ddy, ddh_n, ddc_n, None, None, *rest)
+        return (None, *(r for r, given in zip(results, call.given, strict=True) if given))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: _Call, *args: Any) -> tuple[Any, Any]:
         """Widen the batch; the gradients of weights are those of each sample."""
-        layer, ragged, wanted, *tensors = args
-        dims = in_dims[3:]
-        first_weight = 5 + NUMBERS
-        weights = tensors[first_weight:]
-        want_weights = any(wanted[NUMBERS:])
-        # A projection's gradients are not among those of the pre-activations.
-        alone = any(d is not None for d in dims[first_weight:]) or layer.proj_size > 0
+        layer, ragged, size = call.layer, call.ragged, info.batch_size
+        tensors, dims = call.all(args), call.all(in_dims[1:])
+        first_weight = GRADIENTS + NUMBERS
+        weights, want_weights = tensors[first_weight:], any(call.wanted[NUMBERS:])
+        on_gpu = _cuda_device.takes(tensors[GRADIENTS])
+        alone = any(d is not None for d in dims[first_weight:])
+        # There a projection's gradients are not among those of the pre-activations.
+        alone = alone or (on_gpu and layer.proj_size > 0)
         if alone or (want_weights and _recorded(tensors)):
-            return _each(
-                info.batch_size,
-                dims,
-                tensors,
-                lambda own: TransformedBackward.apply(layer, ragged, wanted, *own),  # type: ignore[no-untyped-call]
-            )
-        size, state = info.batch_size, _state_axis(layer)
-        output = _output_axis(layer, ragged)
+            return _each(size, dims, tensors, lambda own: _apply(TransformedBackward, call, own))
+        state, output = _state_axis(layer), _output_axis(layer, ragged)
         axes = (output, state, state, output, 1, *(_batch_axis(layer, ragged, i) for i in range(3)))
         wide = [_widened(t, d, size, a) for t, d, a in zip(tensors, dims, axes, strict=False)]
-        wide_ragged = _widened_ragged(ragged, size)
+        wider = replace(call, ragged=_widened_ragged(ragged, size))
         if not want_weights:
-            results = TransformedBackward.apply(  # type: ignore[no-untyped-call]
-                layer, wide_ragged, wanted, *wide, *weights
-            )
+            results = _apply(TransformedBackward, wider, [*wide, *weights])
         else:
-            results = _sample_gradients(layer, wide_ragged, wanted, size, wide, weights)
-        numbers = [_narrowed(t, size, a) for t, a in zip(results[:NUMBERS], axes[5:], strict=True)]
-        return (*numbers, *results[NUMBERS:]), (
-            *(None if t is None else a + 1 for t, a in zip(numbers, axes[5:], strict=True)),
-            *(None if t is None else 0 for t in results[NUMBERS:]),
-        )
+            gradients = _sample_gradients(wider, size, wide, weights, on_gpu)
+            results = tuple(gradients[i] for i in call.results())
+        is_number = [i < NUMBERS for i in call.results()]
+        at = [axes[GRADIENTS + i] if i < NUMBERS else 0 for i in call.results()]
+        return tuple(
+            _narrowed(t, size, a) if number else t
+            for t, a, number in zip(results, at, is_number, strict=True)
+        ), tuple(a + 1 if number else 0 for a, number in zip(at, is_number, strict=True))
 
 
 def _recorded(tensors: Sequence[Tensor | None]) -> bool:
@@ -291,39 +328,49 @@ def _widened_ragged(ragged: Ragged | None, size: int) -> Ragged | None:
 
 
 def _sample_gradients(
-    layer: Layer,
-    ragged: Ragged | None,
-    wanted: Sequence[bool],
+    call: _Call,
     size: int,
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Any],
     weights: Sequence[Tensor | None],
+    on_gpu: bool,
 ) -> Gradients:
     """Return the gradients of the numbers for all samples together, of the weights for each."""
-    dy, dh_n, dc_n, y, reserve, *numbers = tensors
-    x, h0, c0 = numbers
-    assert x is not None
-    assert y is not None
+    dy, dh_n, dc_n, y, reserve, x, h0, c0 = tensors
+    gradients, outputs, inputs = (dy, dh_n, dc_n), (y, reserve), (x, h0, c0, *weights)
+    if not on_gpu:
+        return _ops.backward(
+            call.layer, call.ragged, call.wanted, gradients, outputs, *inputs, samples=size
+        )
+    dgates = new_dgates(call.layer, x, call.ragged)
+    numbers_only = [*call.wanted[:NUMBERS], *(False for _ in weights)]
+    results = _ops.backward(
+        call.layer, call.ragged, numbers_only, gradients, outputs, *inputs, dgates=dgates
+    )
+    products = _products(call.layer, call.ragged, size, dgates, y, (x, h0, c0))
+    kept = [
+        g if w is not None and want else None
+        for g, w, want in zip(products, weights, call.wanted[NUMBERS:], strict=True)
+    ]
+    return (*results[:NUMBERS], *(None if g is None else g.to(x.dtype) for g in kept))
+
+
+def _products(
+    layer: Layer,
+    ragged: Ragged | None,
+    size: int,
+    dgates: Tensor,
+    y: Tensor,
+    numbers: tuple[Tensor, Tensor | None, Tensor | None],
+) -> list[Tensor | None]:
+    """Return each sample's gradients of the weights, from those of the pre-activations."""
+    x, *states = numbers
     info = _ops.cell_info(layer.spec.name)
     rows, counts, batch = _reference.time_major(layer, x, ragged)
-    dgates = new_dgates(layer, x, ragged)
-    numbers_only = [*wanted[:NUMBERS], *(False for _ in weights)]
-    results = _ops.backward(
-        layer,
-        ragged,
-        numbers_only,
-        (dy, dh_n, dc_n),
-        (y, reserve),
-        x,
-        h0,
-        c0,
-        *weights,
-        dgates=dgates,
-    )
     y_rows = _reference.output_rows(layer, y, ragged)
     gradients: list[Tensor | None] = []
     for d in range(layer.directions):
         h = _reference.columns(layer, y_rows, d)
-        initial = _reference.initial_states(layer, x, (h0, c0), batch, d)
+        initial = _reference.initial_states(layer, x, states, batch, d)
         previous = _reference.rows_before(_reference.spans(counts, d == 1), initial[0], h)
         wx, rh = (gate_rows(dgates[d], info[of]) for of in ("of_input", "of_recurrent"))
         same = info["of_input"] == info["of_recurrent"]
@@ -335,11 +382,7 @@ def _sample_gradients(
             bias.clone() if same else _outer(rh, None, size),
             None,
         ]
-    kept = [
-        g if w is not None and want else None
-        for g, w, want in zip(gradients, weights, wanted[NUMBERS:], strict=True)
-    ]
-    return (*results[:NUMBERS], *(None if g is None else g.to(x.dtype) for g in kept))
+    return gradients
 
 
 def _outer(left: Tensor, right: Tensor | None, size: int) -> Tensor:

@@ -40,20 +40,20 @@ class Segments:
     """
 
     ragged: Ragged
-    owner: Tensor
-    fresh: Tensor | None
-    last: Tensor
-    empty: Tensor | None
+    owner: Ints
+    fresh: Bools | None
+    last: Ints
+    empty: Bools | None
 
     def enter(self, state: Tensor | None, directions: int) -> Tensor | None:
         """Turn initial states (L*D, B, F) into those of the segments, (L*D, S, F)."""
         if state is None:
             return None
-        entered = state.index_select(1, self.owner.to(state.device))
+        entered = state.index_select(1, _tensor(self.owner, state))
         if self.fresh is None:
             return entered
         by_direction = entered.view(state.shape[0] // directions, directions, *entered.shape[1:])
-        mask = self.fresh[:directions].unsqueeze(-1).to(state.device)
+        mask = _tensor(self.fresh[:directions], state).unsqueeze(-1)
         return by_direction.masked_fill(mask, 0.0).flatten(0, 1)
 
     def leave(self, state: Tensor, initial: Tensor | None, directions: int) -> Tensor:
@@ -61,19 +61,24 @@ class Segments:
         if self.ragged.B == 0:
             shape = (state.shape[0], self.last.shape[1], state.shape[2])
             return state.new_zeros(shape) if initial is None else initial.clone()
-        at = self.last[:directions].to(state.device)
         if self.fresh is None:
-            left = state.index_select(1, at[0])
+            left = state.index_select(1, _tensor(self.last[0], state))
         else:
+            at = _tensor(self.last[:directions], state)
             by_direction = state.view(state.shape[0] // directions, directions, *state.shape[1:])
             which = torch.arange(directions, device=state.device).unsqueeze(1)
             left = by_direction[:, which, at].flatten(0, 1)
         if self.empty is None:
             return left
-        mask = self.empty.unsqueeze(-1).to(state.device)
+        mask = _tensor(self.empty, state).unsqueeze(-1)
         if initial is None:
             return left.masked_fill(mask, 0.0)
         return torch.where(mask, initial, left)
+
+
+def _tensor(array: npt.NDArray[Any], like: Tensor) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if like.is_cpu else tensor.to(like.device)
 
 
 def describe(
@@ -105,55 +110,23 @@ def describe(
         form = "(T)" if unbatched else "(B, T)" if batch_first else "(T, B)"
         mask = _mask(owner, reset_mask, tuple(x.shape[:-1]), form)
         mask = mask[:, None] if unbatched else mask.T if batch_first else mask
+    # In NumPy: tensors that are made under one of torch.func's transforms have no address.
     try:
-        ragged, of, fresh, last, empty = _segments(T, B, steps, mask)
+        longest, count, N, empty, offsets, rows, of, fresh, last = _ops.core.segments(
+            T, B, steps, mask
+        )
     except ValueError:
         given = None if steps is None else steps.tolist()
         expected = f"be in [0, T] = [0, {T}]"
         raise _errors.segments(owner, "lengths", expected, given) from None
+    table = torch.from_numpy(rows)
     return Segments(
-        ragged,
-        torch.from_numpy(of),
-        None if mask is None else torch.from_numpy(fresh),
-        torch.from_numpy(last),
-        torch.from_numpy(steps == 0) if empty and steps is not None else None,
+        Ragged(torch.from_numpy(offsets), longest, count, N, table, (T, B)),
+        of,
+        None if mask is None else fresh,
+        last,
+        steps == 0 if empty and steps is not None else None,
     )
-
-
-def _segments(
-    T: int, B: int, lengths: Ints | None, reset_mask: Bools | None
-) -> tuple[Ragged, Ints, Bools, Ints, int]:
-    """Cut padded sequences in segments, as :class:`Segments` has them.
-
-    In NumPy: tensors that are made under one of ``torch.func``'s transforms have no address.
-
-    Args:
-        T: steps of the padded batch.
-        B: sequences of it.
-        lengths: contiguous, (B).
-        reset_mask: (T, B).
-
-    Returns:
-        The rows, owner, fresh and last of the segments; the number of sequences without steps.
-
-    Raises:
-        ValueError: if a length is not in [0, T].
-    """
-    strides = (0, 0) if reset_mask is None else reset_mask.strides
-    batch = _ops.core.PaddedBatch(T, B, _array(lengths), _array(reset_mask), *strides)
-    steps, count, rows, empty = batch.sizes()
-    offsets = np.zeros(max(steps, 1) + 1, np.int64)
-    table, owner = np.empty(rows, np.int64), np.empty(count, np.int64)
-    fresh, last = np.empty((2, count), np.bool_), np.empty((2, B), np.int64)
-    batch.segments(
-        _array(offsets), _array(table), _array(owner), _array(fresh), count, _array(last)
-    )
-    numbers = torch.from_numpy(offsets), max(steps, 1), count, rows, torch.from_numpy(table)
-    return Ragged(*numbers, (T, B)), owner, fresh, last, empty
-
-
-def _array(array: npt.NDArray[Any] | None) -> int:
-    return 0 if array is None else int(array.ctypes.data)
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -191,10 +164,8 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
     if isinstance(lengths, Tensor):
         lengths = lengths.cpu() if lengths.is_cuda else lengths
         right = lengths.dtype in (torch.int64, torch.int32) and _readable(lengths)
-        got: object = _described(lengths)
         given = lengths.detach().numpy() if right else np.empty(0)
     else:
-        got = repr(lengths)
         try:
             given = np.asarray(lengths)
         except (ValueError, TypeError):  # of lists with several lengths
@@ -202,6 +173,7 @@ def _steps(owner: str, T: int, B: int, lengths: Lengths | None, unbatched: bool)
         right = np.issubdtype(given.dtype, np.integer) or given.shape == (0,)
     if not right:
         expected_kind = "be ints, or a torch.int64 or int32 tensor on the CPU"
+        got = _described(lengths) if isinstance(lengths, Tensor) else repr(lengths)
         raise _errors.segments(owner, "lengths", expected_kind, got, kind=True)
     expected = () if unbatched else (B,)
     if given.shape != expected:

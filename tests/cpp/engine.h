@@ -57,8 +57,9 @@ inline std::string describe(const Setup& s) {
       << (p.reverse ? " reverse" : "") << (p.bias ? "" : " no bias") << (p.ragged ? " ragged" : "")
       << (s.table.empty() ? "" : " table") << (p.training ? " training" : "")
       << " checkpoint_every=" << p.checkpoint_every << " threads=" << p.threads
-      << " layout=" << int(s.layout) << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0
-      << s.given.dy << s.given.dh_n << s.given.dc_n << " unwanted=" << s.unwanted;
+      << " samples=" << p.samples << " layout=" << int(s.layout)
+      << " h0,c0,dy,dh_n,dc_n=" << s.given.h0 << s.given.c0 << s.given.dy << s.given.dh_n
+      << s.given.dc_n << " unwanted=" << s.unwanted;
   return out.str();
 }
 
@@ -125,7 +126,7 @@ class Engine {
           make(w_[d][i], static_cast<int64_t>(w.size()));  // NaN: must not be read
         else if (!w.empty())
           load(w_[d][i], w);
-        make(dw_[d][i], static_cast<int64_t>(w.size()));
+        make(dw_[d][i], static_cast<int64_t>(w.size()) * p.samples);
       }
     bytes(packed_, sizes.packed);
     bytes(workspace_, sizes.workspace);

@@ -59,6 +59,8 @@ void check_problems() {
   bad("directions", [](Problem& p) { p.directions = 3; });
   bad("reverse", [](Problem& p) { p.directions = 2, p.reverse = true; });
   bad("threads", [](Problem& p) { p.threads = 0; });
+  bad("samples", [](Problem& p) { p.samples = 0; });
+  bad("samples", [](Problem& p) { p.samples = 3; });
   bad("activation", [](Problem& p) { p.activation = Activation::kRelu; });
   bad("activation", [](Problem& p) { p.activation = Activation::kRelu, p.cell = Cell::kGru; });
 }

@@ -144,6 +144,29 @@ void check_companions(const Setup& setup, const Geometry& g, const Inputs& in,
     }
 }
 
+// The weights' gradients of each sequence, asked for together, are those of a call of its own.
+template <class T>
+void check_samples(Setup setup, const Geometry& g, const Inputs& in, const Results<T>& expected) {
+  if (!setup.lengths.empty()) return;
+  const int64_t B = setup.problem.samples = setup.problem.B;
+  const Results<T> all = run<T>(setup, g, in);
+  expect_equal(all, expected, 0xff & ~(kWeight - 1), "samples", setup);
+  for (int64_t b = 0; b < B; b += std::max(int64_t(1), B / 4)) {
+    const Part part(setup, g, in, b, b + 1);
+    Setup own = part.setup;
+    own.problem.samples = 1;
+    const Results<T> alone = run<T>(own, Geometry(own.problem, own.lengths), part.inputs);
+    for (int d = 0; d < setup.problem.directions; ++d)
+      for (int i = 0; i < 5; ++i) {
+        const std::vector<T>& from = all.dw[d][i];
+        const int64_t n = int64_t(from.size()) / B;
+        EXPECT(equal(alone.dw[d][i], {from.begin() + b * n, from.begin() + (b + 1) * n}),
+               "gradient " << i << " of sample " << b << " depends on the others, "
+                           << describe(setup));
+      }
+  }
+}
+
 // A sequence of NaN leaves the others as they are.
 template <class T>
 void check_nan(const Setup& setup, const Geometry& g, const Inputs& in,
@@ -182,6 +205,7 @@ void check_all(Setup setup, uint64_t seed) {
   check_unwanted(setup, g, in, expected);
   check_repack(setup, g, in, expected);
   check_companions(setup, g, in, expected);
+  check_samples(setup, g, in, expected);
   check_nan(setup, g, in, expected);
 }
 

@@ -35,6 +35,9 @@ struct Problem {
   bool training = false;         // forward() fills the reserve that backward() reads
   int64_t checkpoint_every = 0;  // K > 0: the reserve has the states of every K-th step only
   int threads = 1;               // at most this many threads work on a call
+  // S > 1: backward() leaves the weights' gradients of S samples apart, [S,...] each; sequence b is
+  // of sample b % S. S divides B, and of a ragged batch the number of rows at each step.
+  int64_t samples = 1;
 };
 
 // Elements from one step or row to the next; features are adjacent. Row (t, b) of a dense sequence

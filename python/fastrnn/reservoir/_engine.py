@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _ops
+from .. import _memory, _ops
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 LAYOUTS = ("none", "strips", "rows", "panels", "windows")
 MAX_THREADS = 64
 THREADED_WORK = 1 << 20
 """Multiply-adds from which a call is worth more than one thread."""
-LARGE = 4 << 20
-"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +112,8 @@ def _address(x: Tensor | None) -> int:
 def _outputs(weights: Weights, x: Tensor, batch_first: bool) -> Tensor:
     M, T, B, _ = x.shape
     if batch_first:
-        return _fresh(x, M, B, T, weights.hidden_size).transpose(1, 2)
-    return _fresh(x, M, T, B, weights.hidden_size)
-
-
-def _fresh(like: Tensor, *shape: int) -> Tensor:
-    """Return memory that is about to be written, in large pages if it is large itself."""
-    memory = like.new_empty(shape)
-    if memory.nbytes >= LARGE and memory.device.type == "cpu":
-        _ops.core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
-    return memory
+        return _memory.large_pages(x.new_empty(M, B, T, weights.hidden_size)).transpose(1, 2)
+    return _memory.large_pages(x.new_empty(M, T, B, weights.hidden_size))
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,9 @@ class Run:
         h0 = None if h0 is None else h0.contiguous()
         y = _outputs(weights, x, self.batch_first)
         h_n = x.new_empty(M, B, weights.hidden_size)
-        activated = _fresh(x, M, T, B, weights.hidden_size) if training else None
+        activated = (
+            _memory.large_pages(x.new_empty(M, T, B, weights.hidden_size)) if training else None
+        )
         problem = weights.problem(T, B, self.reverse)
         taken = _ops.scratch_memory.take(problem.workspace_bytes)
         _ops.core.reservoir_forward(

@@ -1,0 +1,6 @@
+// AVX-512 with BF16 and VNNI, and matrix products in the tile registers of AMX.
+#pragma once
+
+#include "vec_avx512_bf16.h"
+
+#define FASTRNN_HAS_TILES 1
