@@ -93,9 +93,9 @@ def check_readable(
         fake = is_fake(layer.owner, "input", x)
         check_like(layer, name, tensor, x, fake)
         own = layer.names[0] or "weight"
-        if weight is not None and weight.device == x.device:
-            if is_fake(layer.owner, own, weight) is not fake:
-                raise _errors.mixed(layer.owner, own, x, weight)
+        near = weight if weight is not None and weight.device == x.device else None
+        if near is not None and is_fake(layer.owner, own, near) is not fake:
+            raise _errors.mixed(layer.owner, own, x, near)
         if tensor.is_cpu and not fake:
             address(layer, name, tensor)
 
