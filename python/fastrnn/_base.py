@@ -141,7 +141,7 @@ def run(
             raise _errors.state_rank(stack.owner, name, rank, state)
     padded = lengths is not None or reset_mask is not None
     if (rank == 2 or padded or len(stack.time_major) > 1) and not watched():
-        _checks.check_readable(stack.time_major[0], input, h0, c0)
+        _checks.check_readable(stack.time_major[0], input, h0, c0, weights[0][0])
     if padded:
         if _onnx_export.active():
             y, h_n, c_n = _onnx_export.run_padded(
@@ -184,7 +184,7 @@ def _run_packed(
         x = x[: ragged.N]  # torch.nn does not look at rows beyond the batch sizes either
     layers = stack.time_major
     if not watched():
-        _checks.check_readable(layers[0], x, h0, c0)
+        _checks.check_readable(layers[0], x, h0, c0, weights[0][0])
     if h0 is not None:
         _checks.check_state_shape(layers[0], "h0", h0, ragged.B, len(layers))
         h0 = _permuted(h0, order)

@@ -74,7 +74,9 @@ def check_like(layer: Layer, name: str, tensor: object, x: Tensor, fake: bool) -
         raise _errors.mixed(layer.owner, name, x, tensor)
 
 
-def check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
+def check_readable(
+    layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None, weight: Tensor | None
+) -> None:
     """Check what torch's operators meet before the gate does: freed memory would end the process.
 
     Raises:
@@ -90,6 +92,10 @@ def check_readable(layer: Layer, x: Tensor, h0: Tensor | None, c0: Tensor | None
             continue
         fake = is_fake(layer.owner, "input", x)
         check_like(layer, name, tensor, x, fake)
+        own = layer.names[0] or "weight"
+        near = weight if weight is not None and weight.device == x.device else None
+        if near is not None and is_fake(layer.owner, own, near) is not fake:
+            raise _errors.mixed(layer.owner, own, x, near)
         if tensor.is_cpu and not fake:
             address(layer, name, tensor)
 

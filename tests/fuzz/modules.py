@@ -225,11 +225,13 @@ def expected(call: Call, tensors: Tensors, weights: Tensors) -> dict[str, Tensor
     module, x = call.module, tensors["input"]
     if call.packed is not None:
         x, _ = pad_packed_sequence(framed(call, x), module.batch_first, total_length=call.T)
+    free = call.lengths is None and call.reset_mask is None and call.packed is None
+    call.batched = x.dim() == 3 if free else call.batched
     if not call.batched:
         x = x.unsqueeze(1)
     elif module.batch_first:
         x = x.transpose(0, 1)
-    if call.lengths is None and call.reset_mask is None and call.packed is None:
+    if free:
         call.T, call.B = x.shape[:2]  # which may be others than drawn
         call.steps, call.cuts = [call.T] * call.B, x.new_zeros(x.shape[:2], dtype=torch.bool)
     given = {n: t for n, t in tensors.items() if n in ("h0", "c0")}
