@@ -29,6 +29,7 @@ MAY_INCLUDE = {
     "variants": {"math.h", "cells/contract.h", PUBLIC},
     "cpu": {
         "simd/factors.h",
+        "simd/tiles.h",
         "simd/transpose.h",
         "check.h",
         "cells/list.h",
@@ -65,6 +66,7 @@ IMPORT_ORDER = (
         "_cuda",
         "_cuda_device",
         "_cuda_ops",
+        "_memory",
         "_ops",
         "_reference",
         "_second_order",
@@ -125,8 +127,8 @@ ISAS = re.compile(r"\b\w*(avx|sse\d|neon)\w*\b", re.IGNORECASE)
 # Kernels never allocate, print, lock or throw; these files are no kernels.
 NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)|reservoir/dispatch\.cpp")
 FORBIDDEN_IN_KERNELS = re.compile(
-    r"\b(malloc|calloc|realloc|free|new|delete|throw|printf|fprintf|puts|std::(vector|string|cout|"
-    r"cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
+    r"\b(malloc|calloc|realloc|free|new|(?<!= )delete|throw|printf|fprintf|puts|std::(vector|string|"
+    r"cout|cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
 )
 
 

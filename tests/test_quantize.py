@@ -239,10 +239,11 @@ def test_thread_count(cell: str, layout: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("batch", [2, 33, 300])
-def test_batch_companions(cell: str, batch: int) -> None:
+@pytest.mark.parametrize("sizes", [(2, 9, 37), (33, 9, 37), (300, 9, 37), (33, 530, 525)], ids=str)
+def test_batch_companions(cell: str, sizes: tuple[int, int, int]) -> None:
     """Each sequence has scales of its own, so its neighbours do not matter."""
-    case = Case(cell, 7, batch, 9, 37, 2, True)
+    batch, inputs, hidden = sizes
+    case = Case(cell, 7, batch, inputs, hidden, 2, True)
     module, tensors = quantized(case), case.inputs()
     tensors["x"][:, 0] *= 100
     whole = call(module, case, tensors)

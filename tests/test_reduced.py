@@ -272,10 +272,11 @@ def test_thread_count(cell: str, layout: str, shape: tuple[int, ...], dtype: tor
 @both
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("batch", [2, 7, 65])
-def test_batch_companions(cell: str, batch: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sizes", [(2, 9, 37), (7, 9, 37), (65, 9, 37), (33, 311, 302)], ids=str)
+def test_batch_companions(cell: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     """A sequence alone, among a few, and in the whole batch: the same numbers."""
-    case = Case(cell, 7, batch, 9, 37, 2, True)
+    batch, inputs, hidden = sizes
+    case = Case(cell, 7, batch, inputs, hidden, 2, True)
     ours = case.module(fastrnn, dtype)
     tensors = case.inputs(dtype)
     upstream = draw_upstream(ours, case, tensors)

@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
-from ._memory import core as _core
 from ._problem import Layer, Ragged
+
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
+        f"`pip install .` rather than import its source folder ({error})"
+    ) from error
 
 FinalStates = tuple[Tensor | None, Tensor | None]
 """h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
@@ -30,6 +37,9 @@ PackedCache = dict[int, tuple[object, Tensor]]
 
 An entry is never written to again, only replaced: another thread may be reading it.
 """
+
+LARGE = 4 << 20
+"""Bytes from which memory is worth large pages, as NumPy has it."""
 
 core = _core  # for reservoir._engine and _variable_length, which have checks of their own
 _CPU = torch.device("cpu")
@@ -143,7 +153,22 @@ def cell_info(name: str) -> _core._CellInfo:
     return _core.cell_info(name)
 
 
-scratch_memory = _memory.Scratch()
+def large_pages(memory: Tensor) -> Tensor:
+    """Return memory that is about to be written for the first time, in large pages if it is large.
+
+    Where pages are small, a fault for each takes longer than writing what it holds.
+    """
+    if memory.nbytes >= LARGE and memory.is_cpu:
+        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
+    return memory
+
+
+def allocate(size: int) -> Tensor:
+    """Return that many bytes on the CPU, whatever torch's default device is."""
+    return large_pages(torch.empty(size, dtype=torch.uint8, device=_CPU))
+
+
+scratch_memory = _memory.Scratch(allocate)
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -171,7 +196,7 @@ def _packed(
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
         return entry[1], None
-    packed = _memory.allocate(plan.packed)
+    packed = allocate(plan.packed)
     return packed, (key, packed)
 
 
@@ -249,9 +274,9 @@ def forward(
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
         return y, h_n, c_n, reserve
 
-    _memory.large_pages(y)
+    large_pages(y)
     if reserve is not None:
-        _memory.large_pages(reserve)
+        large_pages(reserve)
     threads = torch.get_num_threads()
     checkpoint_every = layer.checkpoint_steps(T) if training else 0
     plan = _plan(
@@ -354,10 +379,10 @@ def backward(
     every = layer.checkpoint_steps(T)
     run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
     plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
-    if samples or plan.backward_workspace >= _memory.LARGE:  # else no gradient is that large
+    if samples or plan.backward_workspace >= LARGE:  # else no gradient is that large
         for result in results:
             if result is not None:
-                _memory.large_pages(result)
+                large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _memory, _ops
+from .. import _ops
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 LAYOUTS = ("none", "strips", "rows", "panels", "windows")
@@ -112,8 +112,8 @@ def _address(x: Tensor | None) -> int:
 def _outputs(weights: Weights, x: Tensor, batch_first: bool) -> Tensor:
     M, T, B, _ = x.shape
     if batch_first:
-        return _memory.large_pages(x.new_empty(M, B, T, weights.hidden_size)).transpose(1, 2)
-    return _memory.large_pages(x.new_empty(M, T, B, weights.hidden_size))
+        return _ops.large_pages(x.new_empty(M, B, T, weights.hidden_size)).transpose(1, 2)
+    return _ops.large_pages(x.new_empty(M, T, B, weights.hidden_size))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Run:
         y = _outputs(weights, x, self.batch_first)
         h_n = x.new_empty(M, B, weights.hidden_size)
         activated = (
-            _memory.large_pages(x.new_empty(M, T, B, weights.hidden_size)) if training else None
+            _ops.large_pages(x.new_empty(M, T, B, weights.hidden_size)) if training else None
         )
         problem = weights.problem(T, B, self.reverse)
         taken = _ops.scratch_memory.take(problem.workspace_bytes)
