@@ -127,8 +127,8 @@ ISAS = re.compile(r"\b\w*(avx|sse\d|neon)\w*\b", re.IGNORECASE)
 # Kernels never allocate, print, lock or throw; these files are no kernels.
 NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)|reservoir/dispatch\.cpp")
 FORBIDDEN_IN_KERNELS = re.compile(
-    r"\b(malloc|calloc|realloc|free|new|(?<!= )delete|throw|printf|fprintf|puts|std::(vector|string|"
-    r"cout|cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
+    r"\b(malloc|calloc|realloc|free|new|(?<!= )delete|throw|printf|fprintf|puts|std::(vector|"
+    r"string|cout|cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
 )
 
 
