@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 
 import pytest
 import torch
@@ -102,7 +103,9 @@ def test_narma10_error() -> None:
 def test_next_generation_reservoirs() -> None:
     pytest.importorskip("scipy", reason="the data is made by SciPy")
     assert tasks.ngrc_lorenz(0)[0] <= 1.1e-4
-    assert tasks.ngrc_infer_z(0) <= 1.8e-2
+    # The attractor is chaotic: after its transient a seed's series is another one on every machine
+    # whose libm rounds otherwise, so a single one says little.
+    assert statistics.median(tasks.ngrc_infer_z(seed) for seed in range(5)) <= 1.8e-2
 
 
 def test_memory_capacity() -> None:
