@@ -55,14 +55,16 @@ double tile_peak_of(double seconds) {
   constexpr int kRepeats = 20000;
   const TileScope scope;
   scope.configure(kTileRows);
-  for (double best = 0;;) {
+  double best = 0;
+  const auto start = std::chrono::steady_clock::now();
+  while (seconds_since(start) < seconds) {
     const auto run = std::chrono::steady_clock::now();
     for (int n = 0; n < kRepeats; ++n) TileChunk<F>::multiply_registers();
     const double products = double(kRepeats) * 4 * kTileRows * 16 * kChunkWords * F::kGroup;
-    const double spent = seconds_since(run);
-    if (2 * products / spent / 1e9 > best) best = 2 * products / spent / 1e9;
-    if ((seconds -= spent) <= 0) return best;
+    const double flops = 2 * products / seconds_since(run) / 1e9;
+    if (flops > best) best = flops;
   }
+  return best;
 }
 #endif
 
