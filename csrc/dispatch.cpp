@@ -55,9 +55,9 @@ void check_offsets(const Problem& p, const int64_t* offsets) {
                 "offsets must start with 0, B = " << p.B);
   for (int64_t t = 1; t < p.T; ++t) {
     // Compared before they are subtracted, which may overflow where they do not grow.
-    FASTRNN_CHECK(offsets[t + 1] > offsets[t] &&
-                      offsets[t + 1] - offsets[t] <= offsets[t] - offsets[t - 1],
-                  "offsets must grow by at least 1 and never faster than before, at step " << t);
+    FASTRNN_CHECK(
+        offsets[t + 1] > offsets[t] && offsets[t + 1] - offsets[t] <= offsets[t] - offsets[t - 1],
+        "offsets must grow by at least 1 and never faster than before, at step " << t);
     FASTRNN_CHECK((offsets[t + 1] - offsets[t]) % p.samples == 0,
                   "offsets must be multiples of samples = " << p.samples << ", at step " << t);
   }
