@@ -76,6 +76,7 @@ def test_gradients_of_each_sample(case: Case) -> None:
     assert_same(found, [grad(lambda own, x=x: loss(theirs, own, x))(own) for x in x])
 
 
+@pytest.mark.cpu_engine  # on a GPU products of the gates' gradients, by torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("steps", "batch"), [(7, 1), (5, 3), (300, 2)])
