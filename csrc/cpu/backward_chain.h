@@ -178,7 +178,8 @@ class BackwardChain {
   }
 
   void run_block(int64_t j) {
-    const TileScope scope(!panels_.team);  // a team may wait for others' code
+    // With a team its caller asks, between panels, whether to stop: handlers of signals run then.
+    const TileScope scope(!panels_.team);
     const int64_t k = q_->block_at(j), low = q_->low(k), high = q_->high(k);
     if (j == 0) load_state_gradients();
     if (begin_ == 0) complete_words(k);

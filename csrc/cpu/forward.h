@@ -128,7 +128,8 @@ class ForwardChain {
   int64_t block_count() const { return (p_->T + block_steps_ - 1) / block_steps_; }
 
   void run_block(int64_t block) {
-    const TileScope scope(!panels_.team);  // a team may wait for others' code
+    // With a team its caller asks, between panels, whether to stop: handlers of signals run then.
+    const TileScope scope(!panels_.team);
     if (block == 0) {
       load_output(h0_);
       load_carried(c0_);

@@ -43,7 +43,6 @@ void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
 }
 
 const Kernels& kernels() {
-  // In the order of enum Dtype.
 #ifdef FASTRNN_HAS_TILES
   // Only products of 16 and of 8 bits are made in tiles.
 #define FASTRNN_ENTRY(type, id, name)                                              \
@@ -57,6 +56,7 @@ const Kernels& kernels() {
   }();
 #undef FASTRNN_ENTRY
 #else
+  // In the order of enum Dtype.
 #define FASTRNN_ENTRY(type, id, name)                                         \
   {cell_kernels<type, Float32>(), cell_kernels<type, Float64>(),              \
    cell_kernels<type, Bfloat16Format>(), cell_kernels<type, Float16Format>(), \
