@@ -13,7 +13,8 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from _support import CELLS, Case, call, run
+from _support import CELLS, Case, call, output_of, python, run
+from fastrnn._problem import constant_when_traced
 
 # Dynamo and Inductor warn about themselves.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -52,6 +53,23 @@ def test_compiled_equals_eager(case: Case, backend: str) -> None:
     with torch.no_grad():
         for name, value in call(compiled, case, case.inputs()).items():
             assert torch.equal(value, expected[name]), name
+
+
+def test_import_leaves_the_compiler_out() -> None:
+    """It takes about as long to import as the rest of torch, and not everyone compiles."""
+    program = "import sys, fastrnn; print('torch._dynamo' in sys.modules)"
+    assert output_of(python(program)).strip() == "False"
+
+
+def test_constant_when_traced() -> None:
+    """The mark is the one that torch's own decorator leaves."""
+
+    def torchs() -> None: ...
+
+    def ours() -> None: ...
+
+    torch.compiler.assume_constant_result(torchs)
+    assert vars(constant_when_traced(ours)) == vars(torchs) != {}
 
 
 @pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import _checks
-from ._problem import Layer, Stack, Weights
+from ._problem import Layer, Stack, Weights, constant_when_traced
 
 if TYPE_CHECKING:
     from .cells._spec import Foreign
@@ -22,7 +22,7 @@ def active() -> bool:
     return is_compiling() and _exporting()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def _exporting() -> bool:
     """Ask torch for real, where Dynamo would take the answer for False."""
     return torch.onnx.is_in_onnx_export()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # the cells build on this module
@@ -19,6 +19,19 @@ Weights = list[Tensor | None]
 
 If they are 8-bit, the scales of ``w_ih, w_hh, w_hr`` follow.
 """
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_when_traced(function: Function) -> Function:
+    """Have Dynamo call a function of constants for real, and keep what it returned.
+
+    This is ``torch.compiler.assume_constant_result`` without its import of all of Dynamo, which
+    would nearly double the time to import torch and this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 AUTO = -1
 """As ``checkpoint_every``: about the square root of the number of steps."""
@@ -239,7 +252,7 @@ def make_layer(
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def stack_of(owner: str, cell: str, *options: object) -> Stack:
     """Return ``make_stack`` of a cell's name: of constants alone, as compilers want it."""
     from .cells._spec import SPECS
@@ -247,7 +260,7 @@ def stack_of(owner: str, cell: str, *options: object) -> Stack:
     return make_stack(owner, SPECS[cell], *options)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def step_of(owner: str, cell: str, *options: object) -> Layer:
     """Return ``make_step`` of a cell's name: of constants alone, as compilers want it."""
     from .cells._spec import SPECS
