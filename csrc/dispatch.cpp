@@ -180,6 +180,40 @@ bool backward(const Problem& problem, const BackwardBuffers& buffers) {
   return kernels_for(problem).backward(problem, b);
 }
 
+namespace {
+
+// Each direction is a problem of its own.
+Problem second_order_problem(const Problem& problem) {
+  Problem p = problem;
+  p.directions = 1;
+  p.samples = 1;
+  check_problem(p);
+  FASTRNN_CHECK(kernels_for(p).second_order, "dtype must be float32 or float64");
+  FASTRNN_CHECK(p.P == 0, "P must be 0, got " << p.P);
+  return p;
+}
+
+}  // namespace
+
+size_t second_order_workspace(const Problem& problem, int64_t N) {
+  const Problem p = second_order_problem(problem);
+  FASTRNN_CHECK(N >= 0 && N <= p.T * p.B, "N must be in [0, T * B], got " << N);
+  return kernels_for(p).second_order_workspace(p, N);
+}
+
+bool second_order(const Problem& problem, const SecondOrderBuffers& b) {
+  const Problem p = second_order_problem(problem);
+  check_offsets(p, b.offsets);
+  FASTRNN_CHECK(b.workspace, "workspace must be given");
+  if (p.B == 0) return true;
+  FASTRNN_CHECK(b.w_hh && b.wx && b.rh && b.dgates && b.v_before && b.v_y && b.d,
+                "w_hh, wx, rh, dgates, v_before, v_y and d must be given");
+  for (int s = 0; s < cell_info(p.cell).states; ++s)
+    FASTRNN_CHECK(b.before[s] && b.v_initial[s] && b.v_final[s] && b.d_initial[s],
+                  "before, v_initial, v_final and d_initial must be given, of state " << s);
+  return kernels_for(p).second_order(p, b);
+}
+
 struct Stream::Implementation {
   Problem problem;
   int layers;

@@ -69,6 +69,7 @@ IMPORT_ORDER = (
         "_memory",
         "_ops",
         "_reference",
+        "_chains",
         "_second_order",
         "_transforms",
         "_library",

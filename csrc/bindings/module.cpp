@@ -135,6 +135,28 @@ void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_ro
 using Ints = py::array_t<int64_t>;
 using Bools = py::array_t<bool>;
 
+using StatePointers = std::array<Pointer, 2>;
+
+void second_order(const SizedProblem& sized, bool reverse, Pointer offsets, Pointer w_hh,
+                  Pointer wx, Pointer rh, const StatePointers& before, Pointer v_wx, Pointer v_rh,
+                  const StatePointers& v_initial, Pointer dgates, Pointer through, Pointer v_before,
+                  Pointer v_y, const StatePointers& v_final, Pointer d,
+                  const StatePointers& d_initial, Pointer workspace) {
+  fr::SecondOrderBuffers b;
+  b.reverse = reverse;
+  b.offsets = static_cast<const int64_t*>(at(offsets));
+  b.w_hh = at(w_hh), b.wx = at(wx), b.rh = at(rh);
+  b.v_wx = at(v_wx), b.v_rh = at(v_rh);
+  b.dgates = at(dgates), b.through = at(through);
+  b.v_before = at(v_before), b.v_y = at(v_y), b.d = at(d);
+  for (size_t s = 0; s < before.size(); ++s) {
+    b.before[s] = at(before[s]), b.v_initial[s] = at(v_initial[s]);
+    b.v_final[s] = at(v_final[s]), b.d_initial[s] = at(d_initial[s]);
+  }
+  b.workspace = at(workspace);
+  run_unlocked(b, [&] { return fr::second_order(sized.problem, b); });
+}
+
 // T, B and N of the segments, how many sequences are without any, and the arrays of SegmentBuffers;
 // offsets are those of one step at least.
 py::tuple segments(int64_t T, int64_t B, const std::optional<Ints>& lengths,
@@ -241,6 +263,10 @@ PYBIND11_MODULE(_core, m) {
            [](const PythonStream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });
   m.def("forward", &forward);
   m.def("backward", &backward);
+  m.def("second_order", &second_order);
+  m.def("second_order_workspace", [](const SizedProblem& p, int64_t N) {
+    return fr::second_order_workspace(p.problem, N);
+  });
   m.def("segments", &segments, py::arg("T"), py::arg("B"), py::arg("lengths").noconvert(),
         py::arg("reset").noconvert());
   m.def("fingerprint", &fingerprint);

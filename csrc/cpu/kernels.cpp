@@ -6,6 +6,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "measure.h"
+#include "second_order.h"
 #include "stream.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -17,10 +18,16 @@ constexpr CellKernels cell_kernels() {
                    nullptr,
                    sequence_forward<C, N>,
                    nullptr,
-                   {S::create, S::load, S::step, S::set_state, S::get_state}};
+                   {S::create, S::load, S::step, S::set_state, S::get_state},
+                   nullptr,
+                   nullptr};
   if constexpr (!N::kQuantized) {
     k.backward_sizes = sequence_backward_sizes<C, N>;
     k.backward = sequence_backward<C, N>;
+  }
+  if constexpr (!N::kQuantized && !N::kReduced) {
+    k.second_order_workspace = second_order_workspace<C, N>;
+    k.second_order = second_order<C, N>;
   }
   return k;
 }

@@ -24,6 +24,8 @@ struct CellKernels {  // null: there is none for this dtype
   bool (*forward)(const Problem&, const ForwardBuffers&);  // false: interrupted
   bool (*backward)(const Problem&, const BackwardBuffers&);
   StreamKernels stream;
+  size_t (*second_order_workspace)(const Problem&, int64_t rows);
+  bool (*second_order)(const Problem&, const SecondOrderBuffers&);
 };
 
 // For tests of the vector functions: y[i] = f(x[i]).

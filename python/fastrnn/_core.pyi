@@ -117,6 +117,28 @@ def backward(
     workspace: int,
     /,
 ) -> None: ...
+def second_order(
+    problem: Problem,
+    reverse: bool,
+    offsets: int,
+    w_hh: int,
+    wx: int,
+    rh: int,
+    before: tuple[int, int],
+    v_wx: int,
+    v_rh: int,
+    v_initial: tuple[int, int],
+    dgates: int,
+    through: int,
+    v_before: int,
+    v_y: int,
+    v_final: tuple[int, int],
+    d: int,
+    d_initial: tuple[int, int],
+    workspace: int,
+    /,
+) -> None: ...
+def second_order_workspace(problem: Problem, N: int, /) -> int: ...
 def fingerprint(pointers: list[int], sizes_in_bytes: list[int], /) -> bytes: ...
 def fma_peak(seconds: float = 0.2, dtype: str = "float32") -> float: ...
 def read_bandwidth(bytes: int, seconds: float = 0.1) -> float: ...

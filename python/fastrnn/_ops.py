@@ -227,6 +227,13 @@ def _checked(
     return addresses, h0_address, c0_address, (copies, h0, c0)
 
 
+def training_problem(
+    layer: Layer, dtype: torch.dtype, T: int, B: int, ragged: bool
+) -> _core.Problem:
+    """Return what a layer's derivatives are of, to the engine."""
+    return _plan(layer, dtype, T, B, ragged, True, 0, torch.get_num_threads(), _core.isa()).problem
+
+
 def forward(
     layer: Layer,
     x: Tensor,

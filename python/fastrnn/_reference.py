@@ -132,6 +132,10 @@ def spans(counts: Sequence[int], reverse: bool) -> list[tuple[int, int]]:
 
 def rows_before(spans: Sequence[tuple[int, int]], initial: Tensor, after: Tensor) -> Tensor:
     """Return each row's state before its step, from those ``after`` each step and the initial."""
+    B = len(initial)
+    if len(after) == len(spans) * B:  # no sequence ends early
+        forwards = spans[0][0] == 0
+        return torch.cat((initial, after[:-B]) if forwards else (after[B:], initial))
     parts: dict[int, Tensor] = {}
     state = initial
     for begin, end in spans:

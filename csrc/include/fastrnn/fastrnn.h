@@ -157,6 +157,34 @@ struct BackwardBuffers {
   Interrupt interrupt;
 };
 
+// A second derivative of one direction of a layer. Let v be a direction in the space of the layer's
+// inputs: then forward()'s results change by their derivative in direction v, and so do
+// backward()'s. What these are is needed to differentiate backward(), second derivatives being
+// symmetric. Here are the parts that go through time; products with all matrices but W_hh, which
+// are made for all steps at once, are the caller's. Rows are step by step, N = T*B or of a ragged
+// batch offsets[T]; all is of the problem's dtype, float32 or float64. There is no projection.
+struct SecondOrderBuffers {
+  bool reverse = false;              // the direction that runs from the last step to the first
+  const int64_t* offsets = nullptr;  // as in forward
+  const void* w_hh = nullptr;        // [G*H,H]
+  const void* wx = nullptr;          // [N,G,H]: W_ih x + b_ih
+  const void* rh = nullptr;          // [N,G,H]: W_hh h + b_hh, h the output before the step
+  const void* before[2] = {};        // [N,H]: h and c before each step
+  const void* v_wx = nullptr;        // [N,G,H]: the derivative of wx in direction v; null: zeros
+  const void* v_rh = nullptr;        // [N,G,H]: of rh, were h fixed; null: zeros
+  const void* v_initial[2] = {};     // [B,H]: v's part of h0 and c0
+  const void* dgates = nullptr;      // backward()'s, of this direction
+  // [N,H]: what v's part of W_hh adds to the derivative of the gradient of h; null: zeros.
+  const void* through = nullptr;
+  void* v_before = nullptr;   // [N,H]: derivative of h before each step; overwritten
+  void* v_y = nullptr;        // [N,H]: of the output; overwritten
+  void* v_final[2] = {};      // [B,H]: of the final states; overwritten
+  void* d = nullptr;          // [N,gradients,H]: of the pre-activations' gradients; overwritten
+  void* d_initial[2] = {};    // [B,H]: of the initial states' gradients; overwritten
+  void* workspace = nullptr;  // second_order_workspace() bytes; overwritten
+  Interrupt interrupt;
+};
+
 struct Sizes {
   size_t packed = 0;              // bytes
   size_t workspace = 0;           // bytes
@@ -165,10 +193,12 @@ struct Sizes {
 };
 
 // These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
-// forward() and backward() return whether they came to their end, see Interrupt.
+// forward(), backward() and second_order() return whether they came to their end, see Interrupt.
 Sizes sizes(const Problem& problem);
 bool forward(const Problem& problem, const ForwardBuffers& buffers);
 bool backward(const Problem& problem, const BackwardBuffers& buffers);
+size_t second_order_workspace(const Problem& problem, int64_t N);
+bool second_order(const Problem& problem, const SecondOrderBuffers& buffers);
 
 // A stack of layers that takes one time step at a time, for serving and for real-time threads:
 // step() neither allocates nor locks. It keeps a packed copy of the weights, a snapshot. Not to be
