@@ -43,6 +43,9 @@ FAULTS = [
     ("zero-point", "cpu/pack.h", "return -128 * sum;", "return -127 * sum;"),
     ("reverse-before", "cpu/rows.h", "return reverse ? t + 1 : t - 1;", "return t - 1;"),
     ("workspace-alignment", "cpu/arena.h", "return used_ + kAlign;", "return used_;"),
+    ("dual-product", "simd/dual.h", "fma(a.d, b.v, a.v * b.d)};", "a.v * b.d};"),
+    ("returning-state", "cpu/second_order.h", "for (T* state : state_) fill_row(state, T(0), rows_ * ld_);", ""),
+    ("row-of-through", "cpu/second_order.h", "first_row(t) + r + i, 1, 0, u,", "first_row(t) + r, 1, 0, u,"),
     ("growing-offsets", "dispatch.cpp", "offsets[t + 1] - offsets[t] <= offsets[t] - offsets[t - 1],", "true,"),
     ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * columns * W,", "w.panel(p) + (1 + (k0 & ~1)) * columns * W,"),
 ]  # fmt: skip

@@ -28,6 +28,7 @@ MAY_INCLUDE = {
     "simd": {"math.h"},
     "variants": {"math.h", "cells/contract.h", PUBLIC},
     "cpu": {
+        "simd/dual.h",
         "simd/factors.h",
         "simd/tiles.h",
         "simd/transpose.h",

@@ -264,9 +264,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("second_order", &second_order);
-  m.def("second_order_workspace", [](const SizedProblem& p, int64_t N) {
-    return fr::second_order_workspace(p.problem, N);
-  });
+  m.def("second_order_workspace",
+        [](const SizedProblem& p, int64_t N) { return fr::second_order_workspace(p.problem, N); });
   m.def("segments", &segments, py::arg("T"), py::arg("B"), py::arg("lengths").noconvert(),
         py::arg("reset").noconvert());
   m.def("fingerprint", &fingerprint);

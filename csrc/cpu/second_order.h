@@ -1,6 +1,6 @@
 // The chains through time of a second derivative: the derivative of the forward pass in a direction
-// v of all its inputs, and that of the backward pass. A cell's own maths does both, in dual numbers;
-// products with anything but W_hh are the caller's, for all steps at once.
+// v of all its inputs, and that of the backward pass. A cell's own maths does both, in dual
+// numbers; products with anything but W_hh are the caller's, for all steps at once.
 #pragma once
 
 #include "../simd/dual.h"
@@ -162,8 +162,8 @@ class SecondOrderChain {
                 for (int c = 0; c < w.columns(p); ++c, dh += W) {
                   const int64_t u = w.unit(p, c);
                   T* to = state_[0] + (r + i) * ld_ + u;
-                  const V through = read(b_->through, first_row(t) + r + i, 1, 0, u,
-                                         int(smaller(W, p_->H - u)));
+                  const V through =
+                      read(b_->through, first_row(t) + r + i, 1, 0, u, int(smaller(W, p_->H - u)));
                   (V::load(to) + V::load(dh) + through).store(to);
                 }
             });
