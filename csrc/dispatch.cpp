@@ -182,12 +182,12 @@ bool backward(const Problem& problem, const BackwardBuffers& buffers) {
 
 namespace {
 
-// Each direction is a problem of its own.
 Problem second_order_problem(const Problem& problem) {
   Problem p = problem;
-  p.directions = 1;
-  p.samples = 1;
+  p.I = 0;  // there is no input product, by which threads would be chosen
   check_problem(p);
+  FASTRNN_CHECK(p.directions == 1, "directions must be 1, got " << p.directions);
+  FASTRNN_CHECK(p.samples == 1, "samples must be 1, got " << p.samples);
   FASTRNN_CHECK(kernels_for(p).second_order, "dtype must be float32 or float64");
   FASTRNN_CHECK(p.P == 0, "P must be 0, got " << p.P);
   return p;
@@ -198,6 +198,7 @@ Problem second_order_problem(const Problem& problem) {
 size_t second_order_workspace(const Problem& problem, int64_t N) {
   const Problem p = second_order_problem(problem);
   FASTRNN_CHECK(N >= 0 && N <= p.T * p.B, "N must be in [0, T * B], got " << N);
+  FASTRNN_CHECK(p.ragged || N == p.T * p.B, "N must be T * B, the batch not being ragged");
   return kernels_for(p).second_order_workspace(p, N);
 }
 

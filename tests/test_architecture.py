@@ -71,6 +71,7 @@ IMPORT_ORDER = (
         "_ops",
         "_reference",
         "_chains",
+        "_engine_chains",
         "_second_order",
         "_transforms",
         "_library",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -98,7 +99,7 @@ def _ragged(kind: str, T: int, B: int) -> tuple[Ragged | None, tuple[int, ...]]:
 def test_recurrences_equal_the_reference(
     cell: str, kind: str, checkpoint_every: int | None, given: bool
 ) -> None:
-    """Three linear recurrences give what differentiating the reference twice gives."""
+    """The engine's chains, and torch's, give what differentiating the reference twice gives."""
     case = Case(cell, 6, 5, 3, 4, bidirectional=True)
     module = case.module(fastrnn, torch.float64, checkpoint_every=checkpoint_every)
     layer = module._stack().time_major[0]
@@ -207,3 +208,62 @@ def test_lengths() -> None:
             total += g
     for mine, true in zip(found[1:], totals, strict=True):
         torch.testing.assert_close(mine, true)
+
+
+def _second(case: Case, module: nn.Module, hooks: Any, autocast: bool) -> list[Tensor]:
+    """Return the gradients of a penalty on all first gradients."""
+    tensors = {n: t.requires_grad_() for n, t in case.inputs().items()}
+    sources = [*tensors.values(), *module.parameters()]
+    with hooks:
+        y = sum(t.square().sum() for t in call(module, case, tensors).values())
+        slopes = torch.autograd.grad(y, sources, create_graph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return list(torch.autograd.grad(sum(s.square().sum() for s in slopes), sources))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast_is_kept_out(cell: str) -> None:
+    """The second backward pass within autocast is the one outside, as the first is."""
+    case = Case(cell, 6, 5, 3, 20, bidirectional=True)
+    module = case.module(fastrnn)
+    plain, cast = (_second(case, module, contextlib.nullcontext(), on) for on in (False, True))
+    for mine, true in zip(cast, plain, strict=True):
+        assert torch.equal(mine, true)
+
+
+@pytest.mark.cpu_engine
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_saved_tensors_that_changed_are_refused(cell: str) -> None:
+    """Whatever a hook hands back in place of what was saved, nothing is read as what it is not."""
+    case = Case(cell, 6, 5, 3, 20)
+    module = case.module(fastrnn)
+    expected = _second(case, module, contextlib.nullcontext(), False)
+
+    def hooks(unpack: Any) -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack)
+
+    def strided(t: Tensor) -> Tensor:
+        return torch.stack((t, t), -1)[..., 0] if t.dim() > 2 else t
+
+    for mine, true in zip(_second(case, module, hooks(strided), False), expected, strict=True):
+        assert torch.equal(mine, true)
+    for change in (Tensor.double, Tensor.bfloat16, lambda t: t[..., :-1]):
+        # The reserve and the gradients of the gates are (D, N, slots, H).
+        def spoil(t: Tensor, change: Any = change) -> Tensor:
+            return change(t) if t.dim() == 4 and t.shape[-1] == 20 else t
+
+        with pytest.raises(RuntimeError, match=r"saved|dtype|shape"):
+            _second(case, module, hooks(spoil), False)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_meta_has_second_derivatives(cell: str) -> None:
+    case = Case(cell, 6, 5, 3, 20)
+    module = case.module(fastrnn).to("meta")
+    tensors = {n: t.to("meta").requires_grad_() for n, t in case.inputs().items()}
+    sources = [*tensors.values(), *module.parameters()]
+    y = sum(t.sum() for t in call(module, case, tensors).values())
+    slopes = torch.autograd.grad(y, sources, create_graph=True)
+    second = torch.autograd.grad(sum(s.square().sum() for s in slopes), sources)
+    assert [g.shape for g in second] == [s.shape for s in sources]
+    assert all(g.is_meta for g in second)

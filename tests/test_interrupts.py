@@ -148,6 +148,32 @@ def test_a_handler_may_use_the_module(alarm: Any, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(found, expected)
 
 
+@needs_timer
+@pytest.mark.cpu_engine
+def test_a_second_backward_pass_ends_early(
+    alarm: Callable[[Callable[[], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that raises ends the engine's part of it, and the graph can be used again."""
+    torch.manual_seed(0)
+    module = fastrnn.RNN(4, 1024)
+    x = torch.randn(4000, 1, 4, requires_grad=True)
+    [slope] = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+    engine = _ops.core.second_order
+
+    def interrupted(*arguments: Any) -> None:
+        alarm(stop)
+        engine(*arguments)
+
+    monkeypatch.setattr(_ops.core, "second_order", interrupted)
+    with pytest.raises(StopError):
+        torch.autograd.grad(slope.square().sum(), x, retain_graph=True)
+    monkeypatch.undo()
+    first, second = (
+        torch.autograd.grad(slope.square().sum(), x, retain_graph=True)[0] for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
 def test_signals_reach_only_the_main_thread() -> None:
     """A call on another thread ends, whatever signals come; its results are right."""
     module = fastrnn.GRU(8, 64)

@@ -137,13 +137,17 @@ using Bools = py::array_t<bool>;
 
 using StatePointers = std::array<Pointer, 2>;
 
+fr::Problem one_direction(fr::Problem p, bool reverse) {
+  p.directions = 1, p.reverse = reverse;
+  return p;
+}
+
 void second_order(const SizedProblem& sized, bool reverse, Pointer offsets, Pointer w_hh,
                   Pointer wx, Pointer rh, const StatePointers& before, Pointer v_wx, Pointer v_rh,
                   const StatePointers& v_initial, Pointer dgates, Pointer through, Pointer v_before,
                   Pointer v_y, const StatePointers& v_final, Pointer d,
                   const StatePointers& d_initial, Pointer workspace) {
   fr::SecondOrderBuffers b;
-  b.reverse = reverse;
   b.offsets = static_cast<const int64_t*>(at(offsets));
   b.w_hh = at(w_hh), b.wx = at(wx), b.rh = at(rh);
   b.v_wx = at(v_wx), b.v_rh = at(v_rh);
@@ -154,7 +158,7 @@ void second_order(const SizedProblem& sized, bool reverse, Pointer offsets, Poin
     b.v_final[s] = at(v_final[s]), b.d_initial[s] = at(d_initial[s]);
   }
   b.workspace = at(workspace);
-  run_unlocked(b, [&] { return fr::second_order(sized.problem, b); });
+  run_unlocked(b, [&] { return fr::second_order(one_direction(sized.problem, reverse), b); });
 }
 
 // T, B and N of the segments, how many sequences are without any, and the arrays of SegmentBuffers;
@@ -264,8 +268,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("second_order", &second_order);
-  m.def("second_order_workspace",
-        [](const SizedProblem& p, int64_t N) { return fr::second_order_workspace(p.problem, N); });
+  m.def("second_order_workspace", [](const SizedProblem& p, int64_t N) {
+    return fr::second_order_workspace(one_direction(p.problem, false), N);
+  });
   m.def("segments", &segments, py::arg("T"), py::arg("B"), py::arg("lengths").noconvert(),
         py::arg("reset").noconvert());
   m.def("fingerprint", &fingerprint);

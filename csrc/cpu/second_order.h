@@ -37,9 +37,9 @@ class SecondOrderChain {
   using V = Vec<T>;
   using D = Dual<V>;
   static constexpr int W = V::kWidth;
-  // What the steps backwards need of the steps forwards, for each row and unit: the saved values
-  // and the output if the cell reads it, with their derivatives, and those of the further states
-  // before the step.
+  // What the steps backwards need of the steps forwards, for each row and unit: the saved values,
+  // and the output if the cell reads it, as dual numbers; and the derivatives of the further states
+  // before the step, whose values the caller has.
   static constexpr int kDuals = C::kSaved + (C::kReadsOutput ? 1 : 0);
   static constexpr int kRecorded = 2 * kDuals + C::kState - 1;
 
@@ -49,14 +49,14 @@ class SecondOrderChain {
     ld_ = padded<T>(p.H), ld_d_ = padded<T>(C::kD * p.H);
     for (T*& state : state_) state = arena.take<T>(rows_ * ld_);
     next_ = arena.take<T>(rows_ * ld_);
-    d_ = arena.take<T>(rows_ * ld_d_ + W);
+    d_ = arena.take<T>(rows_ * ld_d_);
     sums_ = arena.take<T>(larger(Sums<F>::size(w_->forward, rows_, false),
                                  Sums<F>::size(w_->backward, rows_, false)));
   }
 
   void bind(const SecondOrderBuffers& b) {
     b_ = &b;
-    time_ = {p_->T, p_->B, b.offsets, b.reverse};
+    time_ = {p_->T, p_->B, b.offsets, p_->reverse};
     options_.relu = p_->activation == Activation::kRelu;
     for (int s = 0; s < C::kState; ++s) {
       fill_row(state_[s], T(0), rows_ * ld_);
@@ -88,7 +88,6 @@ class SecondOrderChain {
   void turn() {
     each_state(b_->v_final);
     for (T* state : state_) fill_row(state, T(0), rows_ * ld_);
-    fill_row(d_, T(0), rows_ * ld_d_ + W);
   }
 
   int64_t active(int64_t t) const {
@@ -96,7 +95,7 @@ class SecondOrderChain {
   }
   int64_t first_row(int64_t t) const { return time_.first(t) + begin_; }
 
-  // n numbers of unit u of a row of a [rows,width,H] buffer; null: zeros.
+  // Slot i, units [u, u + n) of a row of a [rows,width,H] buffer; null: zeros.
   V read(const void* from, int64_t row, int width, int i, int64_t u, int n) const {
     if (!from) return V(0);
     return V::load(static_cast<const T*>(from) + (row * width + i) * p_->H + u, n);

@@ -1,9 +1,10 @@
 """The chains through time of a second derivative, in torch's operations: any cell on any device.
 
-Where the engine has none (``_second_order`` says what they are and where). The output of every step
-being known, all maths of the cell is done for all steps at once, and what remains to be done in
-order is linear: the derivative of the states, the gradients of the states where the engine did not
-keep them, and the derivative of these. The cell enters by its reference step alone.
+They are for layers with a projection and for GPUs; ``_engine_chains`` has the others.
+``_second_order`` says what they are. The output of every step being known, all maths of the cell is
+done for all steps at once, and what remains to be done in order is linear: the derivative of the
+states, the gradients of the states where the engine did not keep them, and the derivative of these.
+The cell enters by its reference step alone.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def reserve_shape(
     return (layer.directions, rows, saved, layer.hidden_size)
 
 
-def _alike(
+def alike(
     layer: Layer, name: str, tensor: Tensor | None, x: Tensor, shape: tuple[int, ...]
 ) -> None:
     """Check what autograd or a hook on saved tensors has handed back."""
@@ -307,10 +307,10 @@ def saved(
 ) -> tuple[Tensor, Tensor | None]:
     """Check y and the reserve that forward left; return them with their values in order."""
     y, reserve = outputs
-    _alike(layer, "the saved output", y, x, y_shape)
+    alike(layer, "the saved output", y, x, y_shape)
     if reserve is not None or reserve_shape[2]:
         like = x if value_dtype(x.dtype) is x.dtype else x.new_empty(0, dtype=torch.float32)
-        _alike(layer, "the saved reserve", reserve, like, reserve_shape)
+        alike(layer, "the saved reserve", reserve, like, reserve_shape)
         assert reserve is not None
         reserve = copy_if_needed(layer, "the saved reserve", reserve)
         address(layer, "the saved reserve", reserve)
@@ -328,13 +328,13 @@ def gradients(
     dy, dh_n, dc_n = tensors
     lead = (batch,) if layer.step else (layer.directions, batch)
     if dy is not None:
-        _alike(layer, "the gradient of the output", dy, x, y_shape)
+        alike(layer, "the gradient of the output", dy, x, y_shape)
     if dh_n is not None:
-        _alike(layer, "the gradient of h_n", dh_n, x, (*lead, layer.output_size))
+        alike(layer, "the gradient of h_n", dh_n, x, (*lead, layer.output_size))
         dh_n = copy_if_needed(layer, "the gradient of h_n", dh_n)
         address(layer, "the gradient of h_n", dh_n)
     if dc_n is not None:
-        _alike(layer, "the gradient of c_n", dc_n, x, (*lead, layer.hidden_size))
+        alike(layer, "the gradient of c_n", dc_n, x, (*lead, layer.hidden_size))
         dc_n = copy_if_needed(layer, "the gradient of c_n", dc_n)
         address(layer, "the gradient of c_n", dc_n)
     return dy, dh_n, dc_n

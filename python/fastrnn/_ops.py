@@ -41,7 +41,9 @@ An entry is never written to again, only replaced: another thread may be reading
 LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""
 
-core = _core  # for reservoir._engine and _variable_length, which have checks of their own
+core = (
+    _core  # for _engine_chains, reservoir._engine, _variable_length: they have checks of their own
+)
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
@@ -230,7 +232,7 @@ def _checked(
 def training_problem(
     layer: Layer, dtype: torch.dtype, T: int, B: int, ragged: bool
 ) -> _core.Problem:
-    """Return what a layer's derivatives are of, to the engine."""
+    """Return the engine's problem of a training pass that keeps every step."""
     return _plan(layer, dtype, T, B, ragged, True, 0, torch.get_num_threads(), _core.isa()).problem
 
 

@@ -9,7 +9,8 @@ Then the gradient of :math:`\langle v, J^T dy \rangle` is
 
 What goes through time of both is the engine's, which runs the cell's own maths in dual numbers
 (``csrc/cpu/second_order.h``); of layers with a projection, and on a GPU, it is ``_chains``'. All
-products but those with ``w_hh`` are made here, for all steps at once.
+products but those with ``w_hh`` are made here, for all steps at once. A second state that forward
+did not keep, because of checkpoints, is computed again step by step.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _chains, _cuda_device, _ops, _reference
+from . import _chains, _cuda_device, _engine_chains, _ops, _reference
 from ._chains import Change, Direction, First, Found, added
 from ._checks import value_dtype
+from ._engine_chains import gate_rows
 from ._problem import Layer, Ragged, Weights
 
 Gradients = tuple[Tensor | None, ...]
@@ -52,7 +54,26 @@ def double_backward(
 
     Returns:
         The gradients with respect to dy, dh_n, dc_n, and x, h0, c0 and the weights.
+
+    Raises:
+        RuntimeError, TypeError: if a hook on saved tensors has handed back another one.
     """
+    x = inputs[0]
+    assert x is not None
+    # Products that the engine reads are of its own dtype.
+    with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
+        return _double_backward(layer, ragged, gradients, outputs, inputs, directions, dgates)
+
+
+def _double_backward(
+    layer: Layer,
+    ragged: Ragged | None,
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    outputs: tuple[Tensor, Tensor | None],
+    inputs: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    dgates: Tensor | None,
+) -> Gradients:
     given, *others = inputs
     assert given is not None
     storage, values = given.dtype, value_dtype(given.dtype)
@@ -75,7 +96,6 @@ def double_backward(
     rows, counts, batch = _reference.time_major(layer, x, ragged)
     vrows = None if vx is None else _reference.time_major(layer, vx, ragged)[0]
     y_rows = _reference.output_rows(layer, y, ragged)
-    dy_rows = None if dy is None else _reference.output_rows(layer, dy, ragged)
     parts = []
     for d in range(layer.directions):
         own = _known(
@@ -88,21 +108,23 @@ def double_backward(
             None if reserve is None else reserve[d],
             info["state_slots"],
         )
-        first = First(
-            None if dy_rows is None else _reference.columns(layer, dy_rows, d),
-            _reference.initial_states(layer, x, dfinal, batch, d),
-            gate_rows(dgates[d], info["of_input"]),
-            gate_rows(dgates[d], info["of_recurrent"]),
-            dgates[d][:, info["gradients"] :].unbind(1),
-        )
-        vweights_own = _reference.own_weights(layer, vweights, d)
+        dwx, drh = (gate_rows(dgates[d], info[of]) for of in ("of_input", "of_recurrent"))
         vinitial = _reference.initial_states(layer, x, (vh0, vc0), batch, d)
-        change = _change(own, first, vrows, vinitial, vweights_own)
-        if layer.proj_size or _cuda_device.takes(x):
-            found = _chains.run(own, first, change)
+        vown = _reference.own_weights(layer, vweights, d)
+        change = _change(own, drh, vrows, vinitial, vown)
+        if _engine_chains.takes(layer, given):
+            found = _engine_chains.run(own, ragged, batch, d == 1, dgates[d], change)
         else:
-            found = _engine_chains(own, ragged, batch, d == 1, dgates[d], change)
-        parts.append((found, *_products(own, first, found, vrows, vweights_own)))
+            dy_rows = None if dy is None else _reference.output_rows(layer, dy, ragged)
+            first = First(
+                None if dy_rows is None else _reference.columns(layer, dy_rows, d),
+                _reference.initial_states(layer, x, dfinal, batch, d),
+                dwx,
+                drh,
+                dgates[d][:, info["gradients"] :].unbind(1),
+            )
+            found = _chains.run(own, first, change)
+        parts.append((found, *_products(own, (dwx, drh), found, vrows, vown)))
     results = _joined(layer, x, ragged, parts)
     return tuple(None if t is None else t.to(storage) for t in results)
 
@@ -115,14 +137,6 @@ def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
     shape = (layer.directions, rows, count, layer.hidden_size)
     return x.new_empty(shape, dtype=value_dtype(x.dtype))
-
-
-def gate_rows(dgates: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Return the gradients of some gates, (N, G*H), of one direction's; a view where it can be."""
-    first, last = numbers[0], numbers[-1]
-    if list(numbers) == list(range(first, last + 1)):
-        return dgates[:, first : last + 1].flatten(1)
-    return dgates[:, numbers].flatten(1)
 
 
 def _known(
@@ -172,7 +186,7 @@ def _replayed(
 
 def _change(
     own: Direction,
-    first: First,
+    drh: Tensor,
     vx: Tensor | None,
     vinitial: Sequence[Tensor],
     vweights: Weights,
@@ -189,77 +203,28 @@ def _change(
     )
     fixed = added((None if v_hh is None else linear(own.previous[0], v_hh), vb_hh))
     dwx, fixed = (None if t is None else t.expand(len(own.x), -1) for t in (dwx, fixed))
-    return Change(dwx, fixed, v_hr, vinitial, None if v_hh is None else first.rh @ v_hh)
-
-
-def _engine_chains(
-    own: Direction, ragged: Ragged | None, batch: int, reverse: bool, dgates: Tensor, change: Change
-) -> Found:
-    """Run the chains in one call of the engine."""
-    layer, n = own.layer, len(own.x)
-    info, H = _ops.cell_info(layer.spec.name), layer.hidden_size
-
-    def rows(tensor: Tensor | None, width: int) -> Tensor | None:
-        return None if tensor is None else tensor.reshape(n, width, H).contiguous()
-
-    def address(tensor: Tensor | None) -> int:
-        return 0 if tensor is None else tensor.data_ptr()
-
-    def addresses(states: Sequence[Tensor]) -> tuple[int, int]:
-        return (*map(address, states), 0)[:2]  # type: ignore[return-value]
-
-    gates = (own.wx, own.rh, change.wx, change.rh)
-    wx, rh, v_wx, v_rh = (rows(t, info["gates"]) for t in gates)
-    previous = [t.reshape(n, H).contiguous() for t in own.previous]
-    v_initial = [t.reshape(batch, H).contiguous() for t in change.initial]
-    through = rows(change.through, 1)
-    before, y = own.x.new_empty(n, H), own.x.new_empty(n, H)
-    d = own.x.new_empty(n, info["gradients"], H)
-    final, initial = ([torch.empty_like(t) for t in v_initial] for _ in range(2))
-    w_hh = own.weights[1]
-    assert w_hh is not None
-    w_hh = w_hh.contiguous()
-    problem = _ops.training_problem(layer, own.x.dtype, len(own.spans), batch, ragged is not None)
-    workspace = _ops.scratch_memory.take(_ops.core.second_order_workspace(problem, n))
-    _ops.core.second_order(
-        problem,
-        reverse,
-        0 if ragged is None else ragged.offsets.data_ptr(),
-        address(w_hh),
-        address(wx),
-        address(rh),
-        addresses(previous),
-        address(v_wx),
-        address(v_rh),
-        addresses(v_initial),
-        address(dgates),
-        address(through),
-        address(before),
-        address(y),
-        addresses(final),
-        address(d),
-        addresses(initial),
-        workspace[0],
-    )
-    _ops.scratch_memory.give_back(workspace)
-    wx, rh = (gate_rows(d, info[of]) for of in ("of_input", "of_recurrent"))
-    return Found(before, y, final, wx, rh, initial, None)
+    return Change(dwx, fixed, v_hr, vinitial, None if v_hh is None else drh @ v_hh)
 
 
 def _products(
-    own: Direction, first: First, found: Found, vx: Tensor | None, vweights: Weights
+    own: Direction,
+    gradients: tuple[Tensor, Tensor],
+    found: Found,
+    vx: Tensor | None,
+    vweights: Weights,
 ) -> tuple[Tensor, Gradients]:
-    """Return the gradients of x and of the weights."""
+    """Return the gradients of x and of the weights; ``gradients`` are those of wx and rh."""
+    dwx, drh = gradients
     w_ih, _, b_ih, _, _ = own.weights
     v_ih = vweights[0]
     assert w_ih is not None
     gx = found.wx @ w_ih
     if v_ih is not None:
-        gx = torch.addmm(gx, first.wx, v_ih)
+        gx = torch.addmm(gx, dwx, v_ih)
     g_ih = found.wx.T @ own.x
     if vx is not None:
-        g_ih = torch.addmm(g_ih, first.wx.T, vx)
-    g_hh = torch.addmm(found.rh.T @ own.previous[0], first.rh.T, found.before)
+        g_ih = torch.addmm(g_ih, dwx.T, vx)
+    g_hh = torch.addmm(found.rh.T @ own.previous[0], drh.T, found.before)
     biases = (None, None) if b_ih is None else (found.wx.sum(0), found.rh.sum(0))
     return gx, (g_ih, g_hh, *biases, found.w_hr)
 

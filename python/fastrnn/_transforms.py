@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _cuda_device, _ops, _reference
+from ._engine_chains import gate_rows
 from ._problem import Layer, Ragged
-from ._second_order import gate_rows, new_dgates
+from ._second_order import new_dgates
 
 Gradients = tuple[Tensor | None, ...]
 

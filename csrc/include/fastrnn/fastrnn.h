@@ -157,14 +157,13 @@ struct BackwardBuffers {
   Interrupt interrupt;
 };
 
-// A second derivative of one direction of a layer. Let v be a direction in the space of the layer's
-// inputs: then forward()'s results change by their derivative in direction v, and so do
+// A second derivative of a layer with one direction. Let v be a direction in the space of the
+// layer's inputs: then forward()'s results change by their derivative in direction v, and so do
 // backward()'s. What these are is needed to differentiate backward(), second derivatives being
 // symmetric. Here are the parts that go through time; products with all matrices but W_hh, which
 // are made for all steps at once, are the caller's. Rows are step by step, N = T*B or of a ragged
 // batch offsets[T]; all is of the problem's dtype, float32 or float64. There is no projection.
 struct SecondOrderBuffers {
-  bool reverse = false;              // the direction that runs from the last step to the first
   const int64_t* offsets = nullptr;  // as in forward
   const void* w_hh = nullptr;        // [G*H,H]
   const void* wx = nullptr;          // [N,G,H]: W_ih x + b_ih
