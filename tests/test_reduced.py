@@ -296,6 +296,32 @@ def test_batch_companions(cell: str, sizes: tuple[int, int, int], dtype: torch.d
         assert_bitwise(part, kept)
 
 
+@pytest.mark.core
+@pytest.mark.cpu_engine
+@pytest.mark.parametrize("scale", [1e-10, 3e-19, 1e-20, 1e-38, 1e18])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_a_row_alone_has_the_bits_of_a_batch_of_any_size(kind: str, scale: float) -> None:
+    """Products that are denormal, or too large, are what the same row's are in a tile."""
+    torch.manual_seed(4)
+    for inputs, hidden in ((5, 7), (33, 32), (64, 70), (100, 33)):
+        module = getattr(fastrnn, kind)(inputs, hidden, bias=False).bfloat16()
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.mul_(scale)
+        x, dy = (
+            (torch.randn(1, 9, n) * scale).bfloat16().requires_grad_() for n in (inputs, hidden)
+        )
+        y = module(x)[0]
+        [dx] = torch.autograd.grad(y, x, dy)
+        for b in (0, 8):
+            own = x[:, b : b + 1].detach().requires_grad_()
+            y_own = module(own)[0]
+            [dx_own] = torch.autograd.grad(y_own, own, dy[:, b : b + 1])
+            assert_bitwise(
+                {"y": y_own, "dx": dx_own}, {"y": y[:, b : b + 1], "dx": dx[:, b : b + 1]}
+            )
+
+
 @both
 @pytest.mark.parametrize("cell", CELLS)
 def test_layouts_are_one(cell: str, dtype: torch.dtype) -> None:

@@ -269,6 +269,11 @@ void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k, const 
   const int64_t row = columns * w.W, tiles = (rows + kTileRows - 1) / kTileRows;
   const int size = int((rows + tiles - 1) / tiles);
   const Sum *start = w.panel(p), *panel = start + (1 + k0) * row;
+  if constexpr (std::is_same_v<F, Bfloat16Factors>)
+    if (rows == 1) {
+      row_product(columns, k, a + k0 * F::kGroup, panel, k0 == 0 ? start : out, out);
+      return done(0, 1, out);
+    }
   scope.configure(size);
   for (int64_t r = 0; r < rows; r += size) {
     const int n = int(rows - r < size ? rows - r : size), early = size - n;
