@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fuzz import gate, modules, streams
+from fuzz import gate, modules, second, streams
 
 
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize(
     ("fuzz", "calls"),
-    [(gate.fuzz, 300), (modules.fuzz, 150), (streams.fuzz, 40)],
-    ids=["gate", "modules", "streams"],
+    [(gate.fuzz, 300), (modules.fuzz, 150), (streams.fuzz, 40), (second.fuzz, 200)],
+    ids=["gate", "modules", "streams", "second"],
 )
 def test_random_calls(fuzz: Callable[[int], str], calls: int, part: int) -> None:
     """Each call is refused or answered rightly; a failure names the call."""

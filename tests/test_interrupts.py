@@ -67,7 +67,7 @@ def endless(kind: str, shape: str) -> tuple[Any, Callable[[], object], Callable[
     def backward() -> object:
         # numpy leaves zeros to the system, which makes no memory of them as long as they are read.
         y = torch.from_numpy(numpy.zeros((FOREVER, batch, hidden), numpy.float32))
-        saved = _ops._saved(layer)
+        saved = _ops.saved_values(layer)
         assert saved == 0  # an RNN keeps nothing but y
         wanted = [False] * 4 + [True] + [False] * 3
         gradients = (y, None, None)

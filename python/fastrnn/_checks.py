@@ -340,6 +340,53 @@ def gradients(
     return dy, dh_n, dc_n
 
 
+def second_backward(
+    layer: Layer,
+    ragged: Ragged | None,
+    saved_values: int,
+    tensors: Sequence[Tensor | None],
+    outputs: tuple[Tensor, Tensor | None],
+    inputs: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+) -> bool:
+    """Check all that a second backward pass reads, torch's operators included.
+
+    Args:
+        layer: as in ``_ops.backward``.
+        ragged: as in ``_ops.backward``.
+        saved_values: what the reserve has of each row and unit.
+        tensors: the gradients of y, h_n and c_n.
+        outputs: y and the reserve.
+        inputs: x, h0, c0 and the weights.
+        directions: for each input, what it changes by.
+
+    Returns:
+        Whether the tensors have values.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: as the gate does.
+    """
+    x, h0, c0, *own = inputs
+    assert x is not None
+    fake, T, B, y_shape = sizes(layer, x, ragged)
+    weights(layer, x, own, fake)
+    for name, given in (("h0", h0), ("c0", c0)):
+        if given is not None:
+            state(layer, name, given, x, B, fake)
+    if fake:
+        return False
+    gradients(layer, x, B, y_shape, tensors)
+    if tensors[0] is not None:
+        address(layer, "the gradient of the output", tensors[0])
+    saved(layer, x, y_shape, reserve_shape(layer, T, B, ragged, saved_values), outputs)
+    address(layer, "the saved output", outputs[0])
+    for of, change in zip(inputs, directions, strict=True):
+        if of is not None and change is not None:
+            alike(layer, "a gradient of a gradient", change, of, tuple(of.shape))
+            address(layer, "a gradient of a gradient", change)
+    return True
+
+
 def stream_input(layer: Layer, x: object, like: Tensor) -> Tensor:
     """Return a plain, contiguous input for one step of a stream.
 

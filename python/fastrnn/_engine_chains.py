@@ -13,9 +13,7 @@ from ._problem import Layer, Ragged
 
 def takes(layer: Layer, x: Tensor) -> bool:
     """Tell whether the engine has them; ``_chains`` has them for all layers and devices."""
-    if layer.proj_size or _cuda_device.takes(x):
-        return False
-    return not _checks.is_fake(layer.owner, "input", x)
+    return not layer.proj_size and not _cuda_device.takes(x)
 
 
 def run(
@@ -32,9 +30,10 @@ def run(
         change: what its inputs change by.
 
     Raises:
-        RuntimeError, TypeError: if a hook on saved tensors has handed back another one.
+        RuntimeError, TypeError: if ``dgates`` are not what they were.
     """
-    layer, n, like = own.layer, len(own.x), own.x
+    layer, like = own.layer, own.x
+    n = len(own.x) if ragged is None else ragged.N
     info, H = _ops.cell_info(layer.spec.name), layer.hidden_size
     kept: list[Tensor] = []  # alive until the engine is done with their addresses
 

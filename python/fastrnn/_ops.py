@@ -143,7 +143,7 @@ def _plan(
 
 
 @functools.lru_cache(maxsize=1024)
-def _saved(layer: Layer) -> int:
+def saved_values(layer: Layer) -> int:
     """Return how many values per unit and row backward needs: the same for all sizes."""
     checkpoint_every = layer.checkpoint_steps(1)
     return _plan(layer, torch.float32, 1, 1, False, True, checkpoint_every, 1, _core.isa()).saved
@@ -180,7 +180,7 @@ def _table(ragged: Ragged | None) -> tuple[int, int, int]:
 
 
 def _reserve(layer: Layer, x: Tensor, T: int, B: int, ragged: Ragged | None) -> Tensor | None:
-    shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
+    shape = _checks.reserve_shape(layer, T, B, ragged, saved_values(layer))
     return x.new_empty(shape, dtype=_checks.value_dtype(x.dtype)) if shape[2] else None
 
 
@@ -369,7 +369,7 @@ def backward(
         results = _checks.allocated((x, h0, c0), weights, wanted, samples)
         return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
-    reserve_shape = _checks.reserve_shape(layer, T, B, ragged, _saved(layer))
+    reserve_shape = _checks.reserve_shape(layer, T, B, ragged, saved_values(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     if _cuda_device.takes(x):
         states = (h0, c0), (h0_address, c0_address)

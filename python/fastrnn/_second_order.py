@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _chains, _cuda_device, _engine_chains, _ops, _reference
+from . import _chains, _checks, _cuda_device, _engine_chains, _ops, _reference
 from ._chains import Change, Direction, First, Found, added
 from ._checks import value_dtype
 from ._engine_chains import gate_rows
@@ -56,10 +56,18 @@ def double_backward(
         The gradients with respect to dy, dh_n, dc_n, and x, h0, c0 and the weights.
 
     Raises:
-        RuntimeError, TypeError: if a hook on saved tensors has handed back another one.
+        RuntimeError, ValueError, TypeError: if a hook has handed back another kind of tensor.
     """
     x = inputs[0]
     assert x is not None
+    directions = [None if t is None else v for t, v in zip(inputs, directions, strict=True)]
+    saved = _ops.saved_values(layer)
+    if not _checks.second_backward(layer, ragged, saved, gradients, outputs, inputs, directions):
+        return tuple(None if t is None else torch.empty_like(t) for t in (*gradients, *inputs))
+    if dgates is not None:
+        like = x.new_empty(0, dtype=value_dtype(x.dtype))
+        _checks.alike(layer, "the saved gradients", dgates, like, _dgates_shape(layer, x, ragged))
+        _checks.address(layer, "the saved gradients", dgates)
     # Products that the engine reads are of its own dtype.
     with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
         return _double_backward(layer, ragged, gradients, outputs, inputs, directions, dgates)
@@ -112,7 +120,7 @@ def _double_backward(
         vinitial = _reference.initial_states(layer, x, (vh0, vc0), batch, d)
         vown = _reference.own_weights(layer, vweights, d)
         change = _change(own, drh, vrows, vinitial, vown)
-        if _engine_chains.takes(layer, given):
+        if _engine_chains.takes(layer, x):
             found = _engine_chains.run(own, ragged, batch, d == 1, dgates[d], change)
         else:
             dy_rows = None if dy is None else _reference.output_rows(layer, dy, ragged)
@@ -131,12 +139,15 @@ def _double_backward(
 
 def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
     """Allocate what ``_ops.backward`` leaves the gradients of the pre-activations in."""
+    return x.new_empty(_dgates_shape(layer, x, ragged), dtype=value_dtype(x.dtype))
+
+
+def _dgates_shape(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[int, ...]:
     info = _ops.cell_info(layer.spec.name)
     # The CUDA engine keeps those of the pre-activations only.
     count = info["gradients"] + (0 if _cuda_device.takes(x) else info["states"])
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N
-    shape = (layer.directions, rows, count, layer.hidden_size)
-    return x.new_empty(shape, dtype=value_dtype(x.dtype))
+    return layer.directions, rows, count, layer.hidden_size
 
 
 def _known(
