@@ -83,6 +83,10 @@ space := $(empty) $(empty)
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
 SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
+# What takes longest is to compile kernels. Of float32 and float64 avx512_bf16 has those of avx512,
+# and threads are the same for all.
+ASAN_SKIP := $(if $(shell grep -m 1 -o avx512_bf16 /proc/cpuinfo 2>/dev/null),avx512)
+TSAN_SKIP := avx512;avx512_bf16;amx
 MODULE = -DFASTRNN_BUILD_PYTHON=ON -DFASTRNN_CUDA=OFF -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
   -DPython_EXECUTABLE=$(VENV)/bin/python
 # Sanitizers and qemu are slow: their runs thin out the longest loops.
@@ -93,7 +97,8 @@ cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
 	$(call cpp-test,cpp,-DFASTRNN_WERROR=ON $(MODULE))
 
 asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
-	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN) $(MODULE))
+	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN) \
+	  -DFASTRNN_SKIP_ISAS=$(ASAN_SKIP) $(MODULE))
 
 # The sanitizers' run-time libraries must be loaded before everything else. torch's own leaks, and
 # its symbols in several libraries, are not ours to report.
@@ -101,11 +106,13 @@ asan-python: $(INSTALLED) asan  ## the core of the Python tests under AddressSan
 	rm -rf build/asan/python && mkdir -p build/asan/python
 	cp -r python/fastrnn build/asan/python/ && cp build/asan/_c*.so build/asan/python/fastrnn/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  FASTRNN_TEST_SKIPPED_ISAS='$(ASAN_SKIP)' \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 PYTHONPATH=$(CURDIR)/build/asan/python \
 	  python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS)
 
 tsan: $(VENV)/.tools  ## C++ tests of threads and of the engine under ThreadSanitizer
-	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread,test_threads test_engine test_contract)
+	$(call cpp-test,tsan,$(SANITIZED) -DFASTRNN_SANITIZE=thread \
+	  '-DFASTRNN_SKIP_ISAS=$(TSAN_SKIP)',test_threads test_engine test_contract)
 
 neon: $(VENV)/.tools  ## C++ tests for Arm under qemu (g++-aarch64-linux-gnu, qemu-user)
 	$(call cpp-test,neon,-DFASTRNN_WERROR=ON \

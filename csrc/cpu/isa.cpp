@@ -54,7 +54,8 @@ bool has_avx512_bf16() {
 }
 
 // Linux gives a process the tile registers when it asks for them.
-bool has_amx() {
+// Builds may leave instruction sets out.
+[[maybe_unused]] bool has_amx() {
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
   constexpr unsigned kNeeded = kBf16 | kTile | kInt8;
   constexpr uint64_t kTiles = 0x60000;
