@@ -278,6 +278,7 @@ def forward(
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
     if _cuda_device.takes(x):
+        _checks.address(layer, "input", x)  # torch's products would meet it first
         states = (h0, c0), (h0_address, c0_address)
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         _cuda_ops.forward(call, training, y, h_n, c_n, reserve)
@@ -372,6 +373,7 @@ def backward(
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, saved_values(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
     if _cuda_device.takes(x):
+        _checks.address(layer, "input", x)  # torch's products would meet it first
         states = (h0, c0), (h0_address, c0_address)
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
         return _cuda_ops.backward(call, wanted, (dy, dh_n, dc_n), (y, reserve), dgates)
