@@ -170,9 +170,9 @@ class TileArithmetic {
   unsigned before_;
 };
 
-// The sums that tiles make of one row, bit for bit, by vectors: where another processor's thread
-// wants the same core's tiles they take up to four times as long, and one row leaves 15 of 16 rows
-// unused. A call, since GCC does not know that MXCSR, see TileArithmetic, matters to arithmetic.
+// The sums that tiles make of one row, bit for bit, by vectors: while the core's other thread uses
+// its tiles they take up to four times as long, and one row leaves 15 of 16 rows unused. A call,
+// since GCC does not know that MXCSR, see TileArithmetic, matters to arithmetic.
 template <int C>
 [[gnu::noinline]] void row_product(int64_t words, const Bfloat16* a, const float* panel,
                                    const float* init, float* out) {
