@@ -21,7 +21,8 @@ constexpr int max_tile_rows(int columns) {
   const int rows = accumulators / columns;
   return rows < 12 ? rows : 12;
 }
-constexpr int kMaxColumns = 4;  // vectors per k in a panel
+constexpr int kMaxColumns = 4;   // vectors per k in a panel
+constexpr int kPackedRows = 48;  // of A, side by side for each word, where A was packed
 #ifdef FASTRNN_HAS_TILES
 constexpr int kMaxTileRows = kTileRows;
 #else
@@ -30,9 +31,9 @@ constexpr int kMaxTileRows = 12;
 constexpr int kLine = 64;  // bytes of a line of the caches
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// word k of the row at a + r * lda, or word k * R + r of a where A was packed. There is at least
-// one word: GCC moves all accumulators through memory for the sake of a loop that may not run. With
-// each word kLines lines from `ahead` on are brought to L2, of what a later tile reads.
+// word k of the row at a + r * lda, or word k * kPackedRows + r of a where A was packed. There is
+// at least one word: GCC moves all accumulators through memory for the sake of a loop that may not
+// run. With each word kLines lines from `ahead` on are brought to L2, of what a later tile reads.
 template <class F, int R, int C, bool kPackedA, int kLines>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
@@ -57,7 +58,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, w[c], sum[r][c]);
     }
-    a += (kPackedA ? R : 1) * F::kGroup;
+    a += (kPackedA ? kPackedRows : 1) * F::kGroup;
   } while (--k > 0);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)

@@ -11,13 +11,13 @@ template <class N>
 struct GradientScratch {
   using T = typename N::Value;
   using F = typename N::Factors;
-  static constexpr int64_t kUnits = 48;  // of one slot, in one ticket
-  static constexpr int64_t kRows = 48;   // of dx, in one ticket
+  static constexpr int64_t kUnits = kPackedRows;  // of one slot, in one ticket
+  static constexpr int64_t kRows = 48;            // of dx, in one ticket
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<F>& ih, Arena& arena) {
     constexpr int W = N::kWidth;
-    packed = arena.take<T>(kUnits * kChunkRows + kMaxTileRows + W);
+    packed = arena.take<T>(kUnits * kChunkRows);
     tile = arena.take<T>(kMaxTileRows * kMaxColumns * W);
     zeros = arena.take<T>(kMaxColumns * W);
     sums = arena.take<T>(Sums<F>::size(ih, kRows, false));
@@ -46,7 +46,7 @@ class OuterProduct {
       : s_(scratch), units_(units), rows_(rows), words_((rows + F::kGroup - 1) / F::kGroup) {
     const int64_t most = kTiled<F> ? kMaxTileRows : max_tile_rows(kMaxColumns);
     tiles_ = (units + most - 1) / most;
-    for (int64_t i = 0; i < tiles_; ++i) pack(a, i);
+    pack(a);
     fill_row(s_.zeros, T(0), kWidth);
   }
 
@@ -93,7 +93,7 @@ class OuterProduct {
                           s_.tile);
     } else {
       const int64_t m = begin(i);
-      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m * words_);
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m);
       const int count = int(begin(i + 1) - m);
       fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
                                              fetch.from(i));
@@ -101,27 +101,22 @@ class OuterProduct {
   }
   int64_t packed_words() const { return round_up(words_, W); }
 
-  // [word of rows][unit of the tile]. Whole vectors are copied; the next word overwrites what is
-  // too much. Of a product in tiles [unit][word], of whole tiles.
-  void pack(Factor<typename F::Left> a, int64_t tile) {
+  // [word of rows][unit], in whole vectors; of a product in tiles [unit][word], in whole tiles.
+  void pack(Factor<typename F::Left> a) {
+    const auto words = [&](int64_t k, int64_t unit) {
+      const int64_t row = k * F::kGroup;
+      return F::gather_words(a.data + row * a.ld + unit, a.ld, int(rows_ - row));
+    };
     if constexpr (kTiled<F>) {
-      const int64_t m = tile * kMaxTileRows, ld = packed_words();
-      for (int64_t k = 0; k < words_; k += W)
-        transpose_block(
-            [&](int i) {
-              const int64_t row = (k + i) * F::kGroup;
-              return row < rows_
-                         ? F::gather_words(a.data + row * a.ld + m, a.ld, int(rows_ - row)).v
-                         : Native<T>{};
-            },
-            s_.packed + m * ld + k, ld);
-      return;
+      const int64_t ld = packed_words();
+      for (int64_t m = 0; m < tiles_ * kMaxTileRows; m += kMaxTileRows)
+        for (int64_t k = 0; k < words_; k += W)
+          transpose_block([&](int i) { return k + i < words_ ? words(k + i, m).v : Native<T>{}; },
+                          s_.packed + m * ld + k, ld);
+    } else {
+      for (int64_t k = 0; k < words_; ++k)
+        for (int64_t m = 0; m < units_; m += W) words(k, m).store(s_.packed + k * kPackedRows + m);
     }
-    const int64_t m = begin(tile), count = begin(tile + 1) - m;
-    T* to = s_.packed + m * words_;
-    for (int64_t k = 0; k < rows_; k += F::kGroup, to += count)
-      for (int64_t i = 0; i < count; i += W)
-        F::gather_words(a.data + k * a.ld + m + i, a.ld, int(rows_ - k)).store(to + i);
   }
 
   const GradientScratch<N>& s_;

@@ -72,7 +72,7 @@ def _batched(tensor: Tensor | None) -> bool:
 
 
 CHEAP = 1_000_000
-"""Multiply-adds of a weight's gradient that take less time than to ask whether it is wanted."""
+"""Multiply-adds of a gradient that take less time than to ask whether it is wanted."""
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
@@ -80,26 +80,25 @@ def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
 
     ``ctx.needs_input_grad`` alone would ask for those of all weights when
     ``torch.autograd.grad(loss, x)`` needs none of them. Within ``torch.autograd.grad`` torch
-    answers for a wanted leaf with an error, which takes 20 us to make: once there was one, the
-    gradients of further leaves are taken to be wanted if they cost less.
+    answers for a wanted leaf with an error, which takes 20 us to make: leaves are not asked for
+    where their gradients cost less.
     """
     nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
-    x = inputs[0]
-    assert x is not None
+    x, w_ih = inputs[0], inputs[3]
+    assert x is not None and w_ih is not None
     rows = x.numel() // max(x.shape[-1], 1)
-    wanted, erred = [], False
+    wanted = []
     for tensor in inputs:
         node = None if tensor is None else next(nodes)
         if tensor is None or node is None:
             wanted.append(False)
-        elif erred and tensor.is_leaf and rows * tensor.numel() < CHEAP:
+        elif tensor.is_leaf and rows * (w_ih if tensor is x else tensor).numel() < CHEAP:
             wanted.append(True)
         else:
             try:
                 wanted.append(torch._C._will_engine_execute_node(node))
             except RuntimeError:  # so it says of a leaf whose gradient is to be returned
                 wanted.append(True)
-                erred = True
     return wanted
 
 

@@ -415,13 +415,14 @@ def allocated(
 ) -> tuple[Tensor | None, ...]:
     """Allocate a gradient for each tensor that is there and whose gradient is wanted.
 
-    Those of the weights have a first dimension of ``samples``, if that is given.
+    Those of the weights have a first dimension of ``samples``, if that is given. As a tuple, sizes
+    take half as long again.
     """
     tensors = [t if want else None for t, want in zip((*numbers, *weights), wanted, strict=True)]
     shared = len(tensors) if samples is None else len(numbers)
     return (
-        *(None if t is None else t.new_empty(t.shape) for t in tensors[:shared]),
-        *(None if t is None else t.new_empty((samples or 0, *t.shape)) for t in tensors[shared:]),
+        *(None if t is None else t.new_empty(*t.shape) for t in tensors[:shared]),
+        *(None if t is None else t.new_empty(samples or 0, *t.shape) for t in tensors[shared:]),
     )
 
 
