@@ -11,7 +11,7 @@ import numpy as np
 GATES = {"elman": 1, "lstm": 4, "gru": 3}
 CELLS = tuple(GATES)
 MODES = ("inference", "training", "streaming")
-SETS = ("quick", "everyday", "deepbench", "all")
+SETS = ("quick", "everyday", "deepbench", "single", "all")
 # Bytes of a weight. int8: float32 input and output, 8-bit weights, inference and streaming only.
 WEIGHT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -41,6 +41,17 @@ EVERYDAY: tuple[Shape, ...] = (
     (500, 4, 80, 512),  # speech: 80 filter banks a frame
     (100, 128, 256, 256),
     (50, 128, 1024, 1024),
+)
+
+# One sequence of single numbers: nearly all of a step is the recurrent product, which reads W_hh; of
+# the first shape, whose W_hh is in L1, it is latency.
+SINGLE: tuple[Shape, ...] = (
+    (1000, 1, 1, 16),
+    (1000, 1, 1, 64),
+    (500, 1, 1, 128),
+    (256, 1, 1, 256),
+    (100, 1, 1, 512),
+    (50, 1, 1, 1024),
 )
 
 # Steps that come one at a time: what counts is the time of one of them, a T-th of the call's.
@@ -194,7 +205,8 @@ def cases(
             Case(c, mode, *chosen, dtype, ragged, source="given") for c in cells for mode in modes
         ]
     elif chosen != "deepbench":
-        source, shapes = ("quick", QUICK) if chosen == "quick" else ("everyday", EVERYDAY)
+        source = chosen if chosen in ("quick", "single") else "everyday"
+        shapes = {"quick": QUICK, "single": SINGLE, "everyday": EVERYDAY}[source]
         listed += [
             Case(cell, mode, *shape, dtype, ragged and mode != "streaming", source=source)
             for cell in cells
