@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,8 @@ def time_sides(
         tick: is told the name of the side before each of its samples.
 
     Returns:
-        For each side the median, the quartiles and what they are made of, in seconds.
+        For each side the median, the quartiles and what they are made of, in seconds; and of
+        others the ratio to fastrnn's, the median over the turns that both took part in.
     """
     plan = {}
     for name, side in sides.items():
@@ -141,13 +142,17 @@ def time_sides(
                 times[name].append(_seconds(sides[name].step, calls))
     finally:
         gc.enable()
-    return {name: _summary(values, plan[name][0]) for name, values in times.items()}
+    summaries = {name: _summary(values, plan[name][0]) for name, values in times.items()}
+    for name in times.keys() - {OURS}:
+        pairs = zip(times[name], times[OURS], strict=False)
+        summaries[name]["ratio"] = median(theirs / ours for theirs, ours in pairs)
+    return summaries
 
 
 def _summary(seconds: list[float], calls: int) -> dict[str, Any]:
-    first, median, third = quantiles(seconds, n=4, method="inclusive")
+    first, middle, third = quantiles(seconds, n=4, method="inclusive")
     return {
-        "median": median,
+        "median": middle,
         "quartiles": [first, third],
         "fastest": min(seconds),
         "samples": len(seconds),

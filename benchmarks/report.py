@@ -21,7 +21,12 @@ def ratios(result: Result) -> dict[str, float]:
     """Time of each other side over fastrnn's: above 1 fastrnn is faster."""
     sides = result["sides"]
     ours = sides[OURS]["median"]
-    return {name: side["median"] / ours for name, side in sides.items() if name != OURS}
+    # Files of earlier runs have no ratio of their own.
+    return {
+        name: side.get("ratio", side["median"] / ours)
+        for name, side in sides.items()
+        if name != OURS
+    }
 
 
 def header(peers: list[str], memory: bool) -> str:
