@@ -43,8 +43,8 @@ EVERYDAY: tuple[Shape, ...] = (
     (50, 128, 1024, 1024),
 )
 
-# One sequence of single numbers: nearly all of a step is the recurrent product, which reads W_hh; of
-# the first shape, whose W_hh is in L1, it is latency.
+# One sequence of single numbers: nearly all of a step is the recurrent product, which reads W_hh;
+# of the first shape, whose W_hh is in L1, it is latency.
 SINGLE: tuple[Shape, ...] = (
     (1000, 1, 1, 16),
     (1000, 1, 1, 64),
