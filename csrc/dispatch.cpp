@@ -149,7 +149,9 @@ bool forward(const Problem& problem, const ForwardBuffers& buffers) {
     check_weights(problem, b.weights);
     for (Weights& w : b.weights) w = used_weights(problem, w);
   }
-  FASTRNN_CHECK(b.packed && b.workspace, "packed and workspace must be given");
+  FASTRNN_CHECK(b.packed || (problem.T == 1 && b.repack && problem.dtype != Dtype::kInt8),
+                "packed must be given, unless T is 1, repack true and the dtype not int8");
+  FASTRNN_CHECK(b.workspace, "workspace must be given");
   if (problem.B > 0) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y && b.h_n, "x, y and h_n must be given");
     FASTRNN_CHECK(b.c_n || cell_info(problem.cell).states == 1, "c_n must be given");

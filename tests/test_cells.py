@@ -82,6 +82,35 @@ def test_construction(kind: str, bias: bool) -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
+@pytest.mark.core
+@pytest.mark.cpu_engine
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_weights_that_a_step_packs_as_it_goes(
+    kind: str, dtype: torch.dtype, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether packed weights are kept depends on their size, and changes no bit."""
+    cell = build(fastrnn, kind, dtype, 9, 70)
+    x = torch.randn(batch, 9).to(dtype)
+
+    def run() -> list[torch.Tensor]:
+        results = []
+        for least in (0, 1 << 60):
+            monkeypatch.setattr("fastrnn._ops.LARGE_WEIGHTS", least)
+            result = cell(x)
+            results.append(result[0] if kind == "lstm" else result)
+        return results
+
+    with torch.no_grad():
+        before = run()
+        cell.weight_ih.data.mul_(-1)
+        after = run()
+    assert torch.equal(*before)
+    assert torch.equal(*after)
+    assert not torch.equal(before[0], after[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unrolled_cell_equals_layer(kind: str) -> None:
     """The k-order of a product depends on K alone: a layer is its cell, step by step, bitwise."""

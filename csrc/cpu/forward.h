@@ -46,6 +46,8 @@ int64_t checkpoint_size(const Problem& p) {
 // for the result to stay in L2 until the steps have read it.
 constexpr int64_t kForwardBlockRows = 128;
 
+constexpr int64_t kFewPanels = 2;  // as many as a single row is multiplied with at once
+
 // The rows [begin, end) of one direction, from the first step to the last. Chains share nothing
 // that they write, so they run on any thread in any order.
 template <class C, class N>
@@ -59,8 +61,9 @@ class ForwardChain {
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
   // `parts`: how many threads share the panels of each product, if share() gives a team.
+  // `unpacked`: the weights may be, see multiply().
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               int parts, const ForwardWeights<C, N>& weights, Arena& arena) {
+               int parts, bool unpacked, const ForwardWeights<C, N>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
@@ -78,6 +81,10 @@ class ForwardChain {
                           64);
     sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
     start_ = arena.take<int64_t>(block_steps_ + 1);
+    few_size_ = 0;
+    for (const auto* m : {&weights.ih, &weights.hh, &weights.hr})
+      few_size_ = larger(few_size_, unpacked ? kFewPanels * m->panels.stride() : 0);
+    few_ = arena.take<typename F::Sum>(few_size_ * parts);
   }
 
   void bind(const ForwardBuffers& b) {
@@ -86,6 +93,7 @@ class ForwardChain {
     y_ = {static_cast<S*>(b.y) + direction_ * O_, b.offsets, b.table, b.y_strides};
     h_n_ = static_cast<S*>(b.h_n) + direction_ * p_->B * O_;
     c_n_ = C::kState > 1 ? static_cast<S*>(b.c_n) + direction_ * p_->B * p_->H : nullptr;
+    from_ = b.weights[direction_];
     h0_ = b.h0 ? static_cast<const S*>(b.h0) + direction_ * p_->B * O_ : nullptr;
     c0_ = b.c0 ? static_cast<const S*>(b.c0) + direction_ * p_->B * p_->H : nullptr;
     const int64_t all_rows = b.offsets ? b.offsets[p_->T] : p_->T * p_->B;
@@ -194,12 +202,38 @@ class ForwardChain {
 
   void multiply_input_rows(const typename F::Left* a, int64_t lda, int64_t rows) {
     const PackedMatrix<N>& w = w_->ih;
-    panels_.run(w.panels.count(), [&](int64_t begin, int64_t end, int) {
-      product(w.panels, begin, end, false, a, lda, rows, Sums<F>{wx_, true},
-              [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
-                w.values(p, count, tile, gathered_.scales() + r);
-              });
+    panels_.run(w.panels.count(), [&](int64_t begin, int64_t end, int part) {
+      const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+        w.values(p, count, tile, gathered_.scales() + r);
+      };
+      multiply(w, {from_.w_ih, from_.b_ih, begin, end, part}, false, a, lda, rows,
+               Sums<F>{wx_, true}, done);
     });
+  }
+
+  // What multiply() takes of a matrix: the panels [begin, end), for one part of the team.
+  struct Share {
+    const void *w, *bias;
+    int64_t begin, end;
+    int part;
+  };
+
+  // product() with packed weights; or else a few panels at a time are packed just before, so that
+  // they are in L2 when they are used, and all else that is read are the weights, once.
+  template <class Done>
+  void multiply(const PackedMatrix<N>& m, const Share& share, bool descending,
+                const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums,
+                const Done& done) const {
+    if (m.panels.data)
+      return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
+    PackedMatrix<N> few = m;
+    few.panels.data = few_ + share.part * few_size_;
+    for (int64_t p = share.begin; p < share.end; p += kFewPanels) {
+      const int64_t end = smaller(p + kFewPanels, share.end);
+      few.panels.first = p;
+      for (int64_t i = p; i < end; ++i) few.pack_panel(i, share.w, share.bias, nullptr);
+      product(few.panels, p, end, false, a, lda, rows, sums, done);
+    }
   }
 
   void step(int64_t s, int64_t step_in_block) {
@@ -209,12 +243,12 @@ class ForwardChain {
     const int64_t wx_row = start_[step_in_block];
     operand.prepare(0, n);
     panels_.run(w_->hh.panels.count(), [&](int64_t begin, int64_t end, int part) {
-      product(w_->hh.panels, begin, end, s & 1, operand.factors(0), operand.ld(), n,
-              Sums<F>{sums_ + part * sums_size_, false},
-              [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
-                const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
-                finish(t, r, count, p, wx_row, rh, operand, next);
-              });
+      const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+        const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
+        finish(t, r, count, p, wx_row, rh, operand, next);
+      };
+      multiply(w_->hh, {from_.w_hh, from_.b_hh, begin, end, part}, s & 1, operand.factors(0),
+               operand.ld(), n, Sums<F>{sums_ + part * sums_size_, false}, done);
     });
     if (p_->P) project(t, n, next);
     if (!h_n_) return;
@@ -268,17 +302,18 @@ class ForwardChain {
   void project(int64_t t, int64_t rows, Operand<N>& next) {
     const Panels<F>& w = w_->hr.panels;
     unprojected_.prepare(0, rows);
-    product(w, 0, w.count(), false, unprojected_.factors(0), unprojected_.ld(), rows,
-            Sums<F>{sums_, false}, [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
-              const T* h = w_->hr.values(p, count, tile, unprojected_.scales() + r);
-              for (int i = 0; i < count; ++i)
-                for (int c = 0; c < w.columns(p); ++c, h += W) {
-                  const int64_t u = w.unit(p, c);
-                  const V v = V::load(h);
-                  next.store(r + i, u, v);
-                  store_value(y_.row(t, begin_ + r + i) + u, v, int(smaller(W, O_ - u)));
-                }
-            });
+    const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+      const T* h = w_->hr.values(p, count, tile, unprojected_.scales() + r);
+      for (int i = 0; i < count; ++i)
+        for (int c = 0; c < w.columns(p); ++c, h += W) {
+          const int64_t u = w.unit(p, c);
+          const V v = V::load(h);
+          next.store(r + i, u, v);
+          store_value(y_.row(t, begin_ + r + i) + u, v, int(smaller(W, O_ - u)));
+        }
+    };
+    multiply(w_->hr, {from_.w_hr, nullptr, 0, w.count(), 0}, false, unprojected_.factors(0),
+             unprojected_.ld(), rows, Sums<F>{sums_, false}, done);
   }
 
   const T* input_sums() const { return reinterpret_cast<const T*>(wx_); }
@@ -290,7 +325,9 @@ class ForwardChain {
   int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_, ld_state_;
   Operand<N> operand_[2], unprojected_, gathered_;
   T* state_[C::kState];
-  typename F::Sum *wx_, *sums_;
+  typename F::Sum *wx_, *sums_, *few_;
+  int64_t few_size_;
+  Weights from_;
   int64_t* start_;
   Timeline time_;
   View<const S> x_;
@@ -319,6 +356,12 @@ int panel_parts(const Problem& p, int gates) {
   return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
 }
 
+// Whether a call uses weights once, so that packed ones need not be kept.
+template <class N>
+bool uses_once(const Problem& p) {
+  return p.T == 1 && !N::kQuantized;
+}
+
 // Groups of rows in one direction.
 inline int group_count(const Problem& p) {
   const int64_t wanted = (team_size(p) + p.directions - 1) / p.directions;
@@ -339,7 +382,8 @@ struct ForwardPass {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
         chains[chain_count++].lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                                      panel_parts<N>(p, C::kRh), weights[d], workspace);
+                                      panel_parts<N>(p, C::kRh), uses_once<N>(p), weights[d],
+                                      workspace);
     }
   }
 };
@@ -358,7 +402,7 @@ bool sequence_forward(const Problem& p, const ForwardBuffers& b) {
   Arena packed(b.packed), workspace(b.workspace);
   ForwardPass<C, N> pass(p, packed, workspace);
   Team team(team_size(p), b.interrupt);
-  if (b.repack) {
+  if (b.repack && b.packed) {
     const int64_t panels = pass.weights[0].panel_count();
     team.run(panels * p.directions, [&](int64_t i, int) {
       pass.weights[i / panels].pack_panel(i % panels, b.weights[i / panels]);

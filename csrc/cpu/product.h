@@ -200,6 +200,7 @@ struct Panels {
   Sum* data = nullptr;
   int64_t k = 0, units = 0;
   int gates = 1;
+  int64_t first = 0;  // the panel at `data`
 
   int blocks_per_panel() const { return gates == 1 ? kMaxColumns : 1; }
   int columns() const { return gates * blocks_per_panel(); }  // of every panel but the last
@@ -213,7 +214,7 @@ struct Panels {
   int64_t unit(int64_t p, int c) const { return (p * blocks_per_panel() + c / gates) * W; }
   int64_t words() const { return (k + F::kGroup - 1) / F::kGroup; }
   int64_t stride() const { return (words() + 1) * columns() * W; }
-  Sum* panel(int64_t p) const { return data + p * stride(); }
+  Sum* panel(int64_t p) const { return data + (p - first) * stride(); }
   int64_t size() const { return count() * stride(); }
 };
 

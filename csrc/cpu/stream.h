@@ -31,7 +31,7 @@ class StreamLayers {
       l.problem = p;
       if (i > 0) l.problem.I = p.P ? p.P : p.H;
       l.weights.lay_out(l.problem, arena);
-      l.chain.lay_out(l.problem, 0, 0, p.B, 1, 1, l.weights, arena);
+      l.chain.lay_out(l.problem, 0, 0, p.B, 1, 1, false, l.weights, arena);
       l.y = arena.take<S>(p.B * (p.P ? p.P : p.H));
     }
     bytes = arena.bytes();

@@ -41,6 +41,10 @@ An entry is never written to again, only replaced: another thread may be reading
 LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""
 
+LARGE_WEIGHTS = 1 << 20
+"""Bytes of packed weights from which one step packs them anew, but does not read them twice: once
+for what tells whether they have changed, and once as they were packed."""
+
 core = (
     _core  # for _engine_chains, reservoir._engine, _variable_length: they have checks of their own
 )
@@ -269,7 +273,6 @@ def forward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
-    # As a tuple, sizes take half as long again.
     y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
     h_n, c_n = _checks.final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
@@ -295,7 +298,10 @@ def forward(
     size = plan.workspace
     if h_n is None:
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
-    if cache is None:
+    if T == 1 and (cache is None or plan.packed >= LARGE_WEIGHTS) and not layer.quantized:
+        repack, fresh, packed_address = True, None, 0
+        taken = scratch_memory.take(size)
+    elif cache is None:
         repack, fresh, packed_at, size = True, None, size, size + plan.packed
         taken = scratch_memory.take(size)
         packed_address = taken[0] + packed_at

@@ -145,7 +145,8 @@ void fuzz_null(Random& random, const Setup& setup, const std::string& name) {
       *(chosen == fields.size() ? space : io) = nullptr;
   };
   engine.change_forward = [&](ForwardBuffers& b) {
-    pick(b, {}, random.coin() ? &b.y : random.coin() ? &b.h_n : &b.packed, &b.workspace);
+    void** packed = p.T > 1 ? &b.packed : &b.h_n;  // of one step it may be null
+    pick(b, {}, random.coin() ? &b.y : random.coin() ? &b.h_n : packed, &b.workspace);
   };
   engine.change_backward = [&](BackwardBuffers& b) { pick(b, {&b.y}, &b.workspace, &b.workspace); };
   EXPECT(refuses([&] { engine.forward(); }), name << ": forward took a null pointer");

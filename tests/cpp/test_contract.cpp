@@ -76,6 +76,17 @@ void check_repack(Setup setup, const Geometry& g, const Inputs& in, const Result
          "y, h_n or c_n depends on training, " << describe(setup));
 }
 
+// Weights that are packed as they are used.
+template <class T>
+void check_unpacked(const Setup& setup, const Geometry& g, const Inputs& in,
+                    const Results<T>& expected) {
+  Engine<T> engine(setup, g, in);
+  engine.change_forward = [](fastrnn::ForwardBuffers& b) { b.packed = nullptr; };
+  engine.forward();
+  engine.backward();
+  expect_equal(engine.results(), expected, 0, "weights not packed", setup);
+}
+
 // The sequences [begin, end) of a batch, as a problem of its own.
 struct Part {
   Part(const Setup& whole, const Geometry& g, const Inputs& in, int64_t begin, int64_t end)
@@ -204,6 +215,7 @@ void check_all(Setup setup, uint64_t seed) {
   setup.problem.threads = 3;
   check_unwanted(setup, g, in, expected);
   check_repack(setup, g, in, expected);
+  if (setup.problem.T == 1) check_unpacked(setup, g, in, expected);
   check_companions(setup, g, in, expected);
   check_samples(setup, g, in, expected);
   check_nan(setup, g, in, expected);
@@ -265,6 +277,12 @@ void check_cells(const std::string& isa) {
     if (cell == Cell::kLstm) p.P = V + 1;
     if (cell == Cell::kElman) p.activation = Activation::kRelu;
     check_all<T>(s, 2);
+    // One step, of an odd number of panels, the last one narrow.
+    p.T = 1, s.lengths.clear();
+    for (int64_t B : {1, 29}) {
+      p.B = B, p.H = 8 * V + 1;
+      check_all<T>(s, 6);
+    }
     if (test::quick()) continue;
     p.T = 3, p.B = 300, p.directions = 1, p.reverse = true, s.lengths.clear();
     p.P = 0, p.activation = Activation::kTanh, enlarge(), s.layout = Layout::kPaddedRows;

@@ -124,7 +124,9 @@ struct ForwardBuffers {
   // [D,T*B or N,saved,H], or with checkpoint_every = K [D,ceil(T/K)*B,saved,H]; float64 or float32;
   // overwritten when training.
   void* reserve = nullptr;
-  void* packed = nullptr;     // Sizes::packed bytes; overwritten when `repack`, else read
+  // Sizes::packed bytes; overwritten when `repack`, else read. Null, for T = 1 and `repack`, not in
+  // 8 bits: weights are packed as they are used and not kept, the fastest way to use them once.
+  void* packed = nullptr;
   bool repack = true;         // false: `packed` holds these very weights from an earlier call
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
   Interrupt interrupt;
