@@ -85,7 +85,8 @@ def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
     """
     nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
     x, w_ih = inputs[0], inputs[3]
-    assert x is not None and w_ih is not None
+    assert x is not None
+    assert w_ih is not None
     rows = x.numel() // max(x.shape[-1], 1)
     wanted = []
     for tensor in inputs:
