@@ -292,6 +292,8 @@ void check_cells(const std::string& isa) {
     // A single sequence of which threads share the units.
     p.T = 21, p.B = 1, p.H = shared_units<T>(cell), s.layout = Layout::kPaddedRowsAndSteps;
     check_all<T>(s, 5);
+    p.T = 1, p.I = 1100000 / p.H;  // enough work for several threads
+    check_all<T>(s, 7);
   }
 }
 
