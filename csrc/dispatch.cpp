@@ -149,8 +149,12 @@ bool forward(const Problem& problem, const ForwardBuffers& buffers) {
     check_weights(problem, b.weights);
     for (Weights& w : b.weights) w = used_weights(problem, w);
   }
-  FASTRNN_CHECK(b.packed || (problem.T == 1 && b.repack && problem.dtype != Dtype::kInt8),
-                "packed must be given, unless T is 1, repack true and the dtype not int8");
+  if (!b.packed) {
+    Sizes sizes;
+    kernels_for(problem).forward_sizes(problem, sizes);
+    FASTRNN_CHECK(b.repack && sizes.packs_as_used,
+                  "packed must be given, unless repack and Sizes::packs_as_used are true");
+  }
   FASTRNN_CHECK(b.workspace, "workspace must be given");
   if (problem.B > 0) {
     FASTRNN_CHECK((b.x || problem.I == 0) && b.y && b.h_n, "x, y and h_n must be given");

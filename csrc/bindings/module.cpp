@@ -251,6 +251,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("training"), py::arg("checkpoint_every"), py::arg("threads"),
            py::arg("samples") = 1)
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
+      .def_property_readonly("packs_as_used",
+                             [](const SizedProblem& p) { return p.sizes.packs_as_used; })
       .def_property_readonly("workspace_bytes",
                              [](const SizedProblem& p) { return p.sizes.workspace; })
       .def_property_readonly("backward_workspace_bytes",

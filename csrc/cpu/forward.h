@@ -46,7 +46,7 @@ int64_t checkpoint_size(const Problem& p) {
 // for the result to stay in L2 until the steps have read it.
 constexpr int64_t kForwardBlockRows = 128;
 
-constexpr int64_t kFewPanels = 2;  // as many as a single row is multiplied with at once
+constexpr int64_t kFewPanels = 2;  // as many as pair_product() multiplies a single row with
 
 // The rows [begin, end) of one direction, from the first step to the last. Chains share nothing
 // that they write, so they run on any thread in any order.
@@ -61,9 +61,9 @@ class ForwardChain {
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
   // `parts`: how many threads share the panels of each product, if share() gives a team.
-  // `unpacked`: the weights may be, see multiply().
+  // `uses_once`: the weights may come unpacked, see multiply().
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               int parts, bool unpacked, const ForwardWeights<C, N>& weights, Arena& arena) {
+               int parts, bool uses_once, const ForwardWeights<C, N>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
@@ -81,9 +81,11 @@ class ForwardChain {
                           64);
     sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
     start_ = arena.take<int64_t>(block_steps_ + 1);
-    few_size_ = 0;
-    for (const auto* m : {&weights.ih, &weights.hh, &weights.hr})
-      few_size_ = larger(few_size_, unpacked ? kFewPanels * m->panels.stride() : 0);
+    const auto few = [](const PackedMatrix<N>& m, int sharing) {
+      return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
+    };
+    few_size_ = larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, 1));
+    if (!uses_once) few_size_ = 0;
     few_ = arena.take<typename F::Sum>(few_size_ * parts);
   }
 
@@ -218,8 +220,8 @@ class ForwardChain {
     int part;
   };
 
-  // product() with packed weights; or else a few panels at a time are packed just before, so that
-  // they are in L2 when they are used, and all else that is read are the weights, once.
+  // product() with packed weights; or else a few panels at a time are packed just before, which are
+  // in L2 then unless k is in the thousands, and all else that is read are the weights, once.
   template <class Done>
   void multiply(const PackedMatrix<N>& m, const Share& share, bool descending,
                 const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums,
@@ -356,10 +358,12 @@ int panel_parts(const Problem& p, int gates) {
   return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
 }
 
-// Whether a call uses weights once, so that packed ones need not be kept.
+// Whether a call uses each panel once, so that packed ones need not be kept: groups of rows on
+// several threads would each pack all of them.
 template <class N>
-bool uses_once(const Problem& p) {
-  return p.T == 1 && !N::kQuantized;
+bool uses_once(const Problem& p, int gates) {
+  const bool alone = team_size(p) == 1 || panel_parts<N>(p, gates) > 1;
+  return p.T == 1 && !N::kQuantized && alone;
 }
 
 // Groups of rows in one direction.
@@ -382,8 +386,8 @@ struct ForwardPass {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
         chains[chain_count++].lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                                      panel_parts<N>(p, C::kRh), uses_once<N>(p), weights[d],
-                                      workspace);
+                                      panel_parts<N>(p, C::kRh), uses_once<N>(p, C::kRh),
+                                      weights[d], workspace);
     }
   }
 };
@@ -394,6 +398,7 @@ void sequence_forward_sizes(const Problem& p, Sizes& sizes) {
   ForwardPass<C, N> pass(p, packed, workspace);
   sizes.packed = packed.bytes();
   sizes.workspace = workspace.bytes();
+  sizes.packs_as_used = uses_once<N>(p, C::kRh);
   sizes.saved = p.checkpoint_every ? C::kState - 1 : saved_values<C>(p);
 }
 

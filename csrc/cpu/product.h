@@ -200,7 +200,7 @@ struct Panels {
   Sum* data = nullptr;
   int64_t k = 0, units = 0;
   int gates = 1;
-  int64_t first = 0;  // the panel at `data`
+  int64_t first = 0;  // the panel at `data`, if not all are there
 
   int blocks_per_panel() const { return gates == 1 ? kMaxColumns : 1; }
   int columns() const { return gates * blocks_per_panel(); }  // of every panel but the last

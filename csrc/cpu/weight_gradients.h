@@ -13,6 +13,7 @@ struct GradientScratch {
   using F = typename N::Factors;
   static constexpr int64_t kUnits = kPackedRows;  // of one slot, in one ticket
   static constexpr int64_t kRows = 48;            // of dx, in one ticket
+  static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<F>& ih, Arena& arena) {

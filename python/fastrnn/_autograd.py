@@ -80,8 +80,8 @@ def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
 
     ``ctx.needs_input_grad`` alone would ask for those of all weights when
     ``torch.autograd.grad(loss, x)`` needs none of them. Within ``torch.autograd.grad`` torch
-    answers for a wanted leaf with an error, which takes 20 us to make: leaves are not asked for
-    where their gradients cost less.
+    answers for a wanted leaf with an error, which takes 20 us to make: of a leaf whose gradient
+    costs less nobody asks whether it is wanted.
     """
     nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
     x, w_ih = inputs[0], inputs[3]

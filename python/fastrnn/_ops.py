@@ -42,8 +42,7 @@ LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""
 
 LARGE_WEIGHTS = 1 << 20
-"""Bytes of packed weights from which one step packs them anew, but does not read them twice: once
-for what tells whether they have changed, and once as they were packed."""
+"""Bytes from which one step packs weights as it uses them: fingerprint and copy read them twice."""
 
 core = (
     _core  # for _engine_chains, reservoir._engine, _variable_length: they have checks of their own
@@ -100,12 +99,13 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
+    __slots__ = "backward_workspace once packed packing problem saved weights workspace".split()
 
     def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
         self.packed = _aligned(problem.packed_bytes)
         self.packing = (isa, dtype, self.packed)
+        self.once = problem.packs_as_used
         self.workspace = _aligned(problem.workspace_bytes)
         self.backward_workspace = _aligned(problem.backward_workspace_bytes)
         self.saved = problem.saved
@@ -298,7 +298,7 @@ def forward(
     size = plan.workspace
     if h_n is None:
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
-    if T == 1 and (cache is None or plan.packed >= LARGE_WEIGHTS) and not layer.quantized:
+    if plan.once and (cache is None or plan.packed >= LARGE_WEIGHTS):
         repack, fresh, packed_address = True, None, 0
         taken = scratch_memory.take(size)
     elif cache is None:

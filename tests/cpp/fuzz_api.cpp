@@ -145,7 +145,7 @@ void fuzz_null(Random& random, const Setup& setup, const std::string& name) {
       *(chosen == fields.size() ? space : io) = nullptr;
   };
   engine.change_forward = [&](ForwardBuffers& b) {
-    void** packed = p.T > 1 ? &b.packed : &b.h_n;  // of one step it may be null
+    void** packed = fastrnn::sizes(p).packs_as_used ? &b.h_n : &b.packed;
     pick(b, {}, random.coin() ? &b.y : random.coin() ? &b.h_n : packed, &b.workspace);
   };
   engine.change_backward = [&](BackwardBuffers& b) { pick(b, {&b.y}, &b.workspace, &b.workspace); };

@@ -78,13 +78,19 @@ void check_repack(Setup setup, const Geometry& g, const Inputs& in, const Result
 
 // Weights that are packed as they are used.
 template <class T>
-void check_unpacked(const Setup& setup, const Geometry& g, const Inputs& in,
-                    const Results<T>& expected) {
-  Engine<T> engine(setup, g, in);
-  engine.change_forward = [](fastrnn::ForwardBuffers& b) { b.packed = nullptr; };
-  engine.forward();
-  engine.backward();
-  expect_equal(engine.results(), expected, 0, "weights not packed", setup);
+void check_unpacked(Setup setup, const Geometry& g, const Inputs& in, const Results<T>& expected) {
+  for (int threads : {1, 3}) {
+    setup.problem.threads = threads;
+    const bool possible = fastrnn::sizes(setup.problem).packs_as_used;
+    EXPECT(possible || threads > 1, "one thread, " << describe(setup));
+    if (!possible) continue;
+    Engine<T> engine(setup, g, in);
+    engine.change_forward = [](fastrnn::ForwardBuffers& b) { b.packed = nullptr; };
+    engine.forward();
+    engine.backward();
+    expect_equal(engine.results(), expected, 0, "weights not packed", setup);
+    engine.expect_clean();
+  }
 }
 
 // The sequences [begin, end) of a batch, as a problem of its own.
@@ -294,6 +300,8 @@ void check_cells(const std::string& isa) {
     check_all<T>(s, 5);
     p.T = 1, p.I = 1100000 / p.H;  // enough work for several threads
     check_all<T>(s, 7);
+    p.dtype = kDtype<T>, p.threads = 3;
+    EXPECT(fastrnn::sizes(p).packs_as_used, "threads share panels, " << describe(s));
   }
 }
 

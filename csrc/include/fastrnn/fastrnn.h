@@ -124,8 +124,8 @@ struct ForwardBuffers {
   // [D,T*B or N,saved,H], or with checkpoint_every = K [D,ceil(T/K)*B,saved,H]; float64 or float32;
   // overwritten when training.
   void* reserve = nullptr;
-  // Sizes::packed bytes; overwritten when `repack`, else read. Null, for T = 1 and `repack`, not in
-  // 8 bits: weights are packed as they are used and not kept, the fastest way to use them once.
+  // Sizes::packed bytes; overwritten when `repack`, else read. May be null when `repack` and
+  // Sizes::packs_as_used: nothing is kept, the fastest way to use weights once.
   void* packed = nullptr;
   bool repack = true;         // false: `packed` holds these very weights from an earlier call
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
@@ -191,6 +191,9 @@ struct Sizes {
   size_t workspace = 0;           // bytes
   size_t backward_workspace = 0;  // bytes
   int64_t saved = 0;              // values kept in the reserve for each row and unit
+  // forward() can pack weights as it uses them: of one step, not in 8 bits, and where no thread
+  // would pack what another one does.
+  bool packs_as_used = false;
 };
 
 // These throw std::invalid_argument, naming the field, for a problem or buffers that make no sense.
