@@ -100,6 +100,11 @@ void compare(Setup setup, uint64_t seed) {
          "inference differs from training, " << describe(setup));
   inference.forward(false, false);
   EXPECT(same(inference.results().y, r.y), "the packed copy, " << describe(setup));
+  if (fastrnn::sizes(p).packs_as_used) {
+    inference.change_forward = [](fastrnn::ForwardBuffers& b) { b.packed = nullptr; };
+    inference.forward();
+    EXPECT(same(inference.results().y, r.y), "weights not packed, " << describe(setup));
+  }
   inference.expect_clean();
   ++cases;
 }
@@ -153,6 +158,8 @@ void reduced(const std::string& isa) {
     wide.problem.cell = cell, wide.problem.threads = 3;
     wide.problem.T = 3, wide.problem.I = 7, wide.problem.H = 401;
     compare<T>(wide, 3);
+    wide.problem.T = 1, wide.problem.I = 2100;
+    compare<T>(wide, 4);
   }
 }
 
