@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch.nn, the other side of the comparison, says this of its own LSTM with proj_size.
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported")
     config.addinivalue_line("markers", "cpu_engine: a promise of the CPU engine alone")
-    config.addinivalue_line("markers", "core: the subset that test_isa.py runs on every ISA")
+    config.addinivalue_line("markers", "core: the subset that `make isa-test` runs on every ISA")
     if "s" not in config.option.reportchars:
         config.option.reportchars += "s"  # a skipped test is always named
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ import torch
 import fastrnn
 from _support import (
     CELLS,
-    ROOT,
     Case,
     Truth,
     assert_accurate,
@@ -122,28 +119,6 @@ def test_set_isa() -> None:
         assert torch.equal(first, again), isa
     for result in results:
         torch.testing.assert_close(result, results[0])
-
-
-@each_isa
-def test_core_subset(isa: str) -> None:
-    """The tests marked core, in a process of their own."""
-    need(isa)
-    if os.environ.get("FASTRNN_ISA"):
-        pytest.skip(f"this whole run is forced to {os.environ['FASTRNN_ISA']}")
-    if isa == core.isa():
-        pytest.skip(f"this whole run is the one on {isa}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "core", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, str(ROOT / "tests")],
-        env=os.environ | {"FASTRNN_ISA": isa},
-        cwd=ROOT,
-        timeout=600,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
 
 
 def test_results_agree(tmp_path: Path) -> None:
