@@ -33,7 +33,7 @@ FAULTS = [
     ("dh_n-of-a-group", "cpu/backward_chain.h", "convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);", "convert_row(sums_, dh_n_ + r * q_->O + u, n);"),
     ("dh0-held-output", "cpu/backward_chain.h", "if (C::kHoldsOutput) g = g + V::load(", "if (false) g = g + V::load("),
     ("middle-block-dx", "cpu/backward.h", "2 * done > blocks - 1;", "2 * done >= blocks - 1;"),
-    ("fresh-chunks", "cpu/weight_gradients.h", "const bool overwrite = fresh && row == 0;", "const bool overwrite = fresh;"),
+    ("fresh-chunks", "cpu/weight_gradients.h", "rows - row), fresh && row == 0};", "rows - row), fresh};"),
     ("bias-compensation", "cpu/weight_gradients.h", "exact = sum - Vec<T>::load(lost + u, n);", "exact = sum;"),
     ("segment-start", "cpu/replay.h", "if (step % p.checkpoint_every == 0) {", "if (step == 0) {"),
     ("chain-taken-twice", "cpu/threads.cpp", "if (chain[c].busy.exchange(true, std::memory_order_acquire)) continue;", "if (chain[c].busy.load()) continue;"),

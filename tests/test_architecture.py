@@ -324,6 +324,15 @@ def test_files_are_short(folder: str) -> None:
     assert not long
 
 
+def test_planted_faults_have_their_places() -> None:
+    """Each is planted in a line that is there, once."""
+    from planted_faults import FAULTS
+
+    for name, file, old, new in FAULTS:
+        assert (CSRC / file).read_text().count(old) == 1, name
+        assert old != new, name
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_stub_matches_the_module(name: str) -> None:
     """The types of a compiled module are those that mypy reads."""
