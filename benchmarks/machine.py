@@ -93,7 +93,8 @@ def describe(processors: list[int]) -> dict[str, Any]:
         "commit": _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": changed not in ("", "unknown"),
         "versions": _versions(),
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        # Where this machine keeps its files says nothing.
+        "command": " ".join(["python", "benchmarks/run.py", *(Path(a).name for a in sys.argv[1:])]),
     }
 
 

@@ -99,13 +99,12 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = "backward_workspace once packed packing problem saved weights workspace".split()
+    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
 
     def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
         self.packed = _aligned(problem.packed_bytes)
         self.packing = (isa, dtype, self.packed)
-        self.once = problem.packs_as_used
         self.workspace = _aligned(problem.workspace_bytes)
         self.backward_workspace = _aligned(problem.backward_workspace_bytes)
         self.saved = problem.saved
@@ -298,7 +297,7 @@ def forward(
     size = plan.workspace
     if h_n is None:
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
-    if plan.once and (cache is None or plan.packed >= LARGE_WEIGHTS):
+    if plan.problem.packs_as_used and (cache is None or plan.packed >= LARGE_WEIGHTS):
         repack, fresh, packed_address = True, None, 0
         taken = scratch_memory.take(size)
     elif cache is None:
