@@ -48,6 +48,9 @@ FAULTS = [
     ("row-of-through", "cpu/second_order.h", "first_row(t) + r + i, 1, 0, u,", "first_row(t) + r, 1, 0, u,"),
     ("growing-offsets", "dispatch.cpp", "offsets[t + 1] - offsets[t] <= offsets[t] - offsets[t - 1],", "true,"),
     ("bias-as-used", "cpu/forward.h", "few.pack_panel(i, share.w, share.bias, nullptr);", "few.pack_panel(i, share.w, nullptr, nullptr);"),
+    ("bias-unpacked", "cpu/unpacked.h", "V::load(bias + row, lanes)", "V::load(bias + to.unit(p, c), lanes)"),
+    ("rows-unpacked", "cpu/unpacked.h", "fma(V(a[r * lda + k + j])", "fma(V(a[k + j])"),
+    ("last-lanes-unpacked", "cpu/unpacked.h", "if (lanes == W)", "if (true)"),
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
     ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * columns * W,", "w.panel(p) + (1 + (k0 & ~1)) * columns * W,"),
 ]  # fmt: skip

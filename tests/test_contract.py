@@ -99,6 +99,21 @@ def test_batch_companions(cell: str, batch: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
+def test_companions_with_large_weights(cell: str) -> None:
+    """From one row to many, each way of bringing panels that caches do not hold."""
+    case = Case(cell, 2, 13, 5, 1100)
+    ours = twin(case)[0]
+    tensors = case.inputs()
+    upstream = {n: torch.randn_like(t) for n, t in call(ours, case, tensors).items()}
+    whole = differentiate(ours, case, tensors, upstream)
+    for count in (1, 2, 3, 4, 5, 6, 8, 9):
+        rows = slice(1, 1 + count)
+        part = differentiate(ours, case, part_of(tensors, rows), part_of(upstream, rows))
+        assert_bitwise(part, part_of(whole, rows))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("length", [5, 64, 300])
 @pytest.mark.parametrize("batch", [1, 6])
 def test_cut_in_time(cell: str, length: int, batch: int) -> None:

@@ -4,6 +4,7 @@
 #include "operand.h"
 #include "product.h"
 #include "threads.h"
+#include "unpacked.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -220,14 +221,20 @@ class ForwardChain {
     int part;
   };
 
-  // product() with packed weights; or else a few panels at a time are packed just before, which are
-  // in L2 then unless k is in the thousands, and all else that is read are the weights, once.
+  // product() with packed weights. Or else few rows read the weights as they lie; for more of them
+  // a few panels at a time are packed just before, which are in L2 then unless k is in the
+  // thousands, and all else that is read are the weights, once.
   template <class Done>
   void multiply(const PackedMatrix<N>& m, const Share& share, bool descending,
                 const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums,
                 const Done& done) const {
     if (m.panels.data)
       return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
+    if constexpr (kReadsUnpacked<N>)
+      if (rows <= kMaxUnpackedRows)
+        return unpacked_product<T>(m.panels, share.begin, share.end, static_cast<const T*>(share.w),
+                                   static_cast<const T*>(share.bias), a, lda, int(rows), sums,
+                                   done);
     PackedMatrix<N> few = m;
     few.panels.data = few_ + share.part * few_size_;
     for (int64_t p = share.begin; p < share.end; p += kFewPanels) {

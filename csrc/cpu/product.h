@@ -28,12 +28,23 @@ constexpr int kMaxTileRows = kTileRows;
 #else
 constexpr int kMaxTileRows = 12;
 #endif
-constexpr int kLine = 64;  // bytes of a line of the caches
+constexpr int kLine = 64;           // bytes of a line of the caches
+constexpr int kOwnLines = -1;       // in place of a number of lines: see tile_product
+constexpr int kOwnAhead = 4 << 10;  // bytes
+
+// Asks for the lines of a word of a panel that is read some time after this one, to L1.
+template <int N, class T>
+void fetch_own(const T* word) {
+  const char* ahead = reinterpret_cast<const char*>(word) + kOwnAhead;
+#pragma GCC unroll 4
+  for (int i = 0; i < N * int(sizeof(T)); i += kLine) __builtin_prefetch(ahead + i, 0, 3);
+}
 
 // out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
 // word k of the row at a + r * lda, or word k * kPackedRows + r of a where A was packed. There is
 // at least one word: GCC moves all accumulators through memory for the sake of a loop that may not
-// run. With each word kLines lines from `ahead` on are brought to L2, of what a later tile reads.
+// run. With each word kLines lines from `ahead` on are brought to L2, of what a later tile reads;
+// or kOwnLines: those of the panel itself, see fetch_own().
 template <class F, int R, int C, bool kPackedA, int kLines>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
@@ -49,6 +60,7 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
     typename F::Word w[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
+    if constexpr (kLines == kOwnLines) fetch_own<C * W>(panel);
     panel += C * W;
 #pragma GCC unroll 2
     for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
@@ -71,9 +83,9 @@ using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
                              const typename F::Sum* panel, const typename F::Sum* init,
                              int64_t init_row, typename F::Sum* out, const char* ahead);
 
-// Only large tiles have the time to fetch ahead; the others do without.
-constexpr bool can_fetch(int rows, int columns) {
-  return columns >= 3 && 2 * rows >= max_tile_rows(columns);
+// Only large tiles have the time to fetch for others.
+constexpr bool can_fetch(int rows, int columns, int lines) {
+  return columns >= 3 && (lines == kOwnLines || 2 * rows >= max_tile_rows(columns));
 }
 
 // tile_product of a run-time size: table[columns - 1][rows - 1].
@@ -90,7 +102,7 @@ struct TileTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    constexpr int kFetched = can_fetch(R, C) ? kLines : 0;
+    constexpr int kFetched = can_fetch(R, C, kLines) ? kLines : 0;
     entry[C - 1][R - 1] = tile_product<F, R, C, kPackedA, kFetched>;
     if constexpr (R < max_tile_rows(C)) fill_rows<C, R + 1>();
   }
@@ -98,21 +110,33 @@ struct TileTable {
 template <class F, bool kPackedA, int kLines>
 inline constexpr TileTable<F, kPackedA, kLines> kTiles{};
 
+// A matrix larger than this may have left L2 when its turn comes again: what others read and write
+// in between takes its place.
+constexpr int64_t kFarBytes = 3 << 18;
+
+// A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
+constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kTiledPanelBytes = 32 << 10;  // or L1, which alone feeds products in tiles
+
 // Of the tiles that one panel makes, the last ones bring the next panel to L2, evenly: each of its
 // lines is asked for once, and one or two with each word, since more would fill the queues to L3.
+// Or else the only tile of a panel may fetch its `own` lines.
 class FetchAhead {
  public:
-  FetchAhead(const void* next, int64_t k, int columns, int64_t tiles)
+  FetchAhead(const void* next, int64_t k, int columns, int64_t tiles, bool own)
       : next_(static_cast<const char*>(next)),
         lines_(columns * kVectorBytes / kLine),
         fetching_(next && tiles > 1 ? (tiles < lines_ ? tiles : lines_) : 0),
         first_(tiles - fetching_),
-        column_(k * kLine) {}
+        column_(k * kLine),
+        own_(tiles == 1 && own) {}
 
   template <class F, bool kPackedA>
   TileProduct<F> tile(int64_t t, int columns, int rows) const {
     const int64_t lines = t < first_ ? 0 : line(t + 1) - line(t);
-    const auto& entry = lines == 0   ? kTiles<F, kPackedA, 0>.entry
+    constexpr int kOwn = kPackedA ? 0 : kOwnLines;
+    const auto& entry = own_         ? kTiles<F, kPackedA, kOwn>.entry
+                        : lines == 0 ? kTiles<F, kPackedA, 0>.entry
                         : lines == 1 ? kTiles<F, kPackedA, 1>.entry
                                      : kTiles<F, kPackedA, 2>.entry;
     return entry[columns - 1][rows - 1];
@@ -124,11 +148,12 @@ class FetchAhead {
 
   const char* next_;
   int64_t lines_, fetching_, first_, column_;
+  bool own_;
 };
 
 // One row times the panels p and p + 1 at once: twice the independent chains, since a single row
 // has too few to hide the latency of a multiply-add.
-template <class F, int R, int C>
+template <class F, int R, int C, bool kOwn>
 void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   int64_t panel_stride, typename F::Sum* out, int64_t out_stride) {
   using V = Vec<typename F::Sum>;
@@ -148,6 +173,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
       typename F::Word w[C];
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) w[c] = F::load(panel + p * panel_stride + c * W);
+      if constexpr (kOwn) fetch_own<C * W>(panel + p * panel_stride);
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
         const typename F::Word x = F::broadcast(a + r * lda);
@@ -174,7 +200,7 @@ constexpr int max_pair_rows(int columns) {
   return max_tile_rows(columns) < 8 ? 1 : max_tile_rows(columns) / 4;
 }
 
-template <class F>
+template <class F, bool kOwn>
 struct PairTable {
   PairProduct<F> entry[kMaxColumns][3] = {};
   constexpr PairTable() { fill_columns<1>(); }
@@ -185,12 +211,12 @@ struct PairTable {
   }
   template <int C, int R>
   constexpr void fill_rows() {
-    entry[C - 1][R - 1] = pair_product<F, R, C>;
+    entry[C - 1][R - 1] = pair_product<F, R, C, kOwn>;
     if constexpr (R < max_pair_rows(C)) fill_rows<C, R + 1>();
   }
 };
-template <class F>
-inline constexpr PairTable<F> kPairs{};
+template <class F, bool kOwn>
+inline constexpr PairTable<F, kOwn> kPairs{};
 
 // The geometry of a packed matrix with `gates` groups of `units` columns and k rows.
 template <class F>
@@ -216,15 +242,8 @@ struct Panels {
   int64_t stride() const { return (words() + 1) * columns() * W; }
   Sum* panel(int64_t p) const { return data + (p - first) * stride(); }
   int64_t size() const { return count() * stride(); }
+  bool beyond(int64_t bytes) const { return size() * int64_t(sizeof(Sum)) > bytes; }
 };
-
-// A matrix larger than this may have left L2 when its turn comes again: what others read and write
-// in between takes its place.
-constexpr int64_t kFarBytes = 3 << 18;
-
-// A panel longer than this is worked through in parts, each reused by all rows while it is in L2.
-constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kTiledPanelBytes = 32 << 10;  // or L1, which alone feeds products in tiles
 
 template <class F>
 int64_t k_block(const Panels<F>& w, int64_t rows) {
@@ -236,11 +255,21 @@ int64_t k_block(const Panels<F>& w, int64_t rows) {
   return round_up((k + parts - 1) / parts, kTiled<F> ? kChunkWords : 1);
 }
 
+// Whether the single tiles of few rows, and pairs, ask for their panels' lines themselves, because
+// processors do it too late: rows that leave L1 between two panels, and L2 too where much is read
+// meanwhile, are waited for, and while they are nothing else is. Of a matrix that L2 holds it costs
+// up to a fifth, of one row or two it brings nothing unless panels are long.
+template <class F>
+bool fetches_own(const Panels<F>& w, int64_t rows) {
+  constexpr int64_t kBeyondL2 = 2 << 20;
+  return w.beyond(kBeyondL2) && (rows >= 4 || w.words() * w.columns() * kVectorBytes > kPanelBytes);
+}
+
 template <class F, class Done>
 void multiply_pair(const Panels<F>& w, int64_t p, const typename F::Left* a, int64_t lda, int rows,
                    typename F::Sum* out, int64_t out_stride, Done& done) {
-  kPairs<F>.entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), out,
-                                              out_stride);
+  const auto& entry = fetches_own(w, rows) ? kPairs<F, true>.entry : kPairs<F, false>.entry;
+  entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), out, out_stride);
   done(p, int64_t(0), rows, out);
   done(p + 1, int64_t(0), rows, out + out_stride);
 }
@@ -307,7 +336,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
   const int64_t words = w.words();
   const int64_t k_step = k_block(w, rows);  // at least 1: without any k there is one pass too
   const bool keep = sums.keep || k_step < words;
-  const bool far = w.size() * int64_t(sizeof(Sum)) > kFarBytes;
+  const bool far = w.beyond(kFarBytes), own = fetches_own(w, rows);
   const int64_t row_elements = w.columns() * W, panel_elements = keep ? rows * row_elements : 0;
   const bool in_tiles = kTiled<F> && rows >= kLeastTiledRows<F>;
   const TileScope scope;
@@ -339,7 +368,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       const int64_t tiles = (rows + max_tile_rows(columns) - 1) / max_tile_rows(columns);
       const int64_t after = descending ? p - 1 : p + 1;
       const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
-      const FetchAhead fetch(far ? next : nullptr, k, columns, tiles);
+      const FetchAhead fetch(far ? next : nullptr, k, columns, tiles, own);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = rows * t / tiles;
         const int n = int(rows * (t + 1) / tiles - r);

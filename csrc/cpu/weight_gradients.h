@@ -60,7 +60,7 @@ class OuterProduct {
       const int columns = int((smaller(kWidth, n - u) + W - 1) / W);
       const T* panel = b + (u * max_rows + first_row * columns * W) / F::kGroup;
       const FetchAhead fetch(far && u + kWidth < n ? panel + stride : nullptr, words_, columns,
-                             tiles_);
+                             tiles_, false);
       for (int64_t i = 0; i < tiles_; ++i) {
         const int64_t m = begin(i);
         const int count = int(begin(i + 1) - m);

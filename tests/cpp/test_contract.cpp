@@ -283,9 +283,10 @@ void check_cells(const std::string& isa) {
     if (cell == Cell::kLstm) p.P = V + 1;
     if (cell == Cell::kElman) p.activation = Activation::kRelu;
     check_all<T>(s, 2);
-    // One step, of an odd number of panels, the last one narrow.
+    // One step, of an odd number of panels, the last one narrow: up to six rows read the weights as
+    // they lie, more of them read panels.
     p.T = 1, s.lengths.clear();
-    for (int64_t B : {1, 29}) {
+    for (int64_t B : {1, 2, 3, 4, 5, 6, 7, 29}) {
       p.B = B, p.H = 8 * V + 1;
       check_all<T>(s, 6);
     }
