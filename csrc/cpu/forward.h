@@ -86,7 +86,7 @@ class ForwardChain {
       return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
     };
     few_size_ = larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, 1));
-    if (!uses_once) few_size_ = 0;
+    if (!uses_once || reads_unpacked(rows_)) few_size_ = 0;
     few_ = arena.take<typename F::Sum>(few_size_ * parts);
   }
 
@@ -221,6 +221,8 @@ class ForwardChain {
     int part;
   };
 
+  static bool reads_unpacked(int64_t rows) { return kReadsUnpacked<N> && rows <= kMaxUnpackedRows; }
+
   // product() with packed weights. Or else few rows read the weights as they lie; for more of them
   // a few panels at a time are packed just before, which are in L2 then unless k is in the
   // thousands, and all else that is read are the weights, once.
@@ -231,7 +233,7 @@ class ForwardChain {
     if (m.panels.data)
       return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
     if constexpr (kReadsUnpacked<N>)
-      if (rows <= kMaxUnpackedRows)
+      if (reads_unpacked(rows))
         return unpacked_product<T>(m.panels, share.begin, share.end, static_cast<const T*>(share.w),
                                    static_cast<const T*>(share.bias), a, lda, int(rows), sums,
                                    done);

@@ -64,6 +64,7 @@ void unpacked_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t 
                       const Done& done) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
+  if (rows <= 0) return;
   const auto first_row = [&](int64_t p, int c) { return c % to.gates * to.units + to.unit(p, c); };
   for (int64_t p = begin; p < end; ++p) {
     const int columns = to.columns(p);

@@ -191,8 +191,8 @@ struct Sizes {
   size_t workspace = 0;           // bytes
   size_t backward_workspace = 0;  // bytes
   int64_t saved = 0;              // values kept in the reserve for each row and unit
-  // forward() can pack weights as it uses them: of one step, not in 8 bits, and where no thread
-  // would pack what another one does.
+  // forward() can do without packed weights, or pack them as it uses them: of one step, not in 8
+  // bits, and where no thread would read what another one does.
   bool packs_as_used = false;
 };
 
