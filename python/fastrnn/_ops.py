@@ -42,7 +42,7 @@ LARGE = 4 << 20
 """Bytes from which memory is worth large pages, as NumPy has it."""
 
 LARGE_WEIGHTS = 1 << 20
-"""Bytes from which one step packs weights as it uses them: fingerprint and copy read them twice."""
+"""Bytes from which one step keeps no packed weights: fingerprint and copy would read them twice."""
 
 core = (
     _core  # for _engine_chains, reservoir._engine, _variable_length: they have checks of their own
