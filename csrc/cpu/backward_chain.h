@@ -224,9 +224,13 @@ class BackwardChain {
     const auto* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
                     w_->kRec.first * q_->p->H;
     panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
-      product(w_->hh, begin, end, t & 1, d, q_->ld_d, rows,
-              Sums<F>{sums_ + part * sums_size_, false}, take);
+      recur(d, t & 1, rows, begin, end, sums_ + part * sums_size_, take);
     });
+  }
+  template <class Receive>
+  void recur(const typename F::Left* d, bool descending, int64_t rows, int64_t begin, int64_t end,
+             typename F::Sum* sums, const Receive& take) {
+    product(w_->hh, begin, end, descending, d, q_->ld_d, rows, Sums<F>{sums, false}, take);
   }
 
   // A row's last step: its output's gradient starts from dh_n.

@@ -249,22 +249,28 @@ class ForwardChain {
 
   void step(int64_t s, int64_t step_in_block) {
     const int64_t t = time_.time(s), n = active(t);
-    Operand<N>& operand = operand_[s & 1];
     Operand<N>& next = operand_[(s + 1) & 1];
     const int64_t wx_row = start_[step_in_block];
-    operand.prepare(0, n);
+    operand_[s & 1].prepare(0, n);
     panels_.run(w_->hh.panels.count(), [&](int64_t begin, int64_t end, int part) {
-      const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
-        const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
-        finish(t, r, count, p, wx_row, rh, operand, next);
-      };
-      multiply(w_->hh, {from_.w_hh, from_.b_hh, begin, end, part}, s & 1, operand.factors(0),
-               operand.ld(), n, Sums<F>{sums_ + part * sums_size_, false}, done);
+      advance(s, n, wx_row, begin, end, part);
     });
     if (p_->P) project(t, n, next);
     if (!h_n_) return;
     const int64_t still = s + 1 < p_->T ? active(time_.time(s + 1)) : 0;
     for (int64_t r = still; r < n; ++r) next.get(r, h_n_ + (begin_ + r) * O_);
+  }
+
+  // Step s for n rows and the panels [begin, end). Not a part of step(): its call would be passed
+  // addresses of all that it reads through memory, which takes as long as a small product.
+  void advance(int64_t s, int64_t n, int64_t wx_row, int64_t begin, int64_t end, int part) {
+    const Operand<N>& operand = operand_[s & 1];
+    const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+      const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
+      finish(time_.time(s), r, count, p, wx_row, rh, operand, operand_[(s + 1) & 1]);
+    };
+    multiply(w_->hh, {from_.w_hh, from_.b_hh, begin, end, part}, s & 1, operand.factors(0),
+             operand.ld(), n, Sums<F>{sums_ + part * sums_size_, false}, done);
   }
 
   // The cell's maths for the rows [r, r + count) and the blocks of units of one panel.

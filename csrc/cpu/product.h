@@ -15,12 +15,11 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Accumulators, weights and one broadcast must fit the registers.
-constexpr int max_tile_rows(int columns) {
-  const int accumulators = kRegisters == 32 ? 24 : 12;
-  const int rows = accumulators / columns;
-  return rows < 12 ? rows : 12;
-}
+// Accumulators, weights and one broadcast must fit the registers. Here and below nothing is divided
+// that every step of a single row would wait for.
+constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
+inline constexpr int kTileRowsOf[] = {12, kAccumulators / 2, kAccumulators / 3, kAccumulators / 4};
+constexpr int max_tile_rows(int columns) { return kTileRowsOf[columns - 1]; }
 constexpr int kMaxColumns = 4;   // vectors per k in a panel
 constexpr int kPackedRows = 48;  // of A, side by side for each word, where A was packed
 #ifdef FASTRNN_HAS_TILES
@@ -231,13 +230,15 @@ struct Panels {
   int blocks_per_panel() const { return gates == 1 ? kMaxColumns : 1; }
   int columns() const { return gates * blocks_per_panel(); }  // of every panel but the last
   int64_t blocks() const { return (units + W - 1) / W; }
-  int64_t count() const { return (blocks() + blocks_per_panel() - 1) / blocks_per_panel(); }
+  int64_t count() const {
+    return gates == 1 ? (blocks() + kMaxColumns - 1) / kMaxColumns : blocks();
+  }
   int columns(int64_t p) const {
     const int64_t rest = blocks() - p * blocks_per_panel();
     return gates * int(rest < blocks_per_panel() ? rest : blocks_per_panel());
   }
   // The first unit of column c of panel p.
-  int64_t unit(int64_t p, int c) const { return (p * blocks_per_panel() + c / gates) * W; }
+  int64_t unit(int64_t p, int c) const { return (gates == 1 ? p * kMaxColumns + c : p) * W; }
   int64_t words() const { return (k + F::kGroup - 1) / F::kGroup; }
   int64_t stride() const { return (words() + 1) * columns() * W; }
   Sum* panel(int64_t p) const { return data + (p - first) * stride(); }
@@ -247,10 +248,11 @@ struct Panels {
 
 template <class F>
 int64_t k_block(const Panels<F>& w, int64_t rows) {
-  const int64_t bytes = kTiled<F> ? kTiledPanelBytes : kPanelBytes;
-  const int64_t limit = bytes / (w.columns() * kVectorBytes), k = w.words();
-  if (k <= limit || rows <= (kTiled<F> ? kMaxTileRows : max_tile_rows(w.columns())))
+  const int64_t k = w.words(), bytes = kTiled<F> ? kTiledPanelBytes : kPanelBytes;
+  if (k * w.columns() * kVectorBytes <= bytes ||
+      rows <= (kTiled<F> ? kMaxTileRows : max_tile_rows(w.columns())))
     return k > 0 ? k : 1;
+  const int64_t limit = bytes / (w.columns() * kVectorBytes);
   const int64_t parts = (k + limit - 1) / limit;
   return round_up((k + parts - 1) / parts, kTiled<F> ? kChunkWords : 1);
 }
@@ -267,8 +269,8 @@ bool fetches_own(const Panels<F>& w, int64_t rows) {
 
 template <class F, class Done>
 void multiply_pair(const Panels<F>& w, int64_t p, const typename F::Left* a, int64_t lda, int rows,
-                   typename F::Sum* out, int64_t out_stride, Done& done) {
-  const auto& entry = fetches_own(w, rows) ? kPairs<F, true>.entry : kPairs<F, false>.entry;
+                   typename F::Sum* out, int64_t out_stride, bool own, Done& done) {
+  const auto& entry = own ? kPairs<F, true>.entry : kPairs<F, false>.entry;
   entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), out, out_stride);
   done(p, int64_t(0), rows, out);
   done(p + 1, int64_t(0), rows, out + out_stride);
@@ -351,7 +353,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         const int64_t low = descending ? p - 1 : p;
         if (w.columns(low) == w.columns(low + 1)) {
           multiply_pair(w, low, a, lda, int(rows), sums.data + low * panel_elements,
-                        keep ? panel_elements : rows * row_elements, done);
+                        keep ? panel_elements : rows * row_elements, own, done);
           ++i;
           continue;
         }
@@ -365,13 +367,14 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
           continue;
         }
       }
-      const int64_t tiles = (rows + max_tile_rows(columns) - 1) / max_tile_rows(columns);
+      const int most = max_tile_rows(columns);
+      const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
       const int64_t after = descending ? p - 1 : p + 1;
       const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
       const FetchAhead fetch(far ? next : nullptr, k, columns, tiles, own);
       for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t r = rows * t / tiles;
-        const int n = int(rows * (t + 1) / tiles - r);
+        const int64_t r = tiles == 1 ? 0 : rows * t / tiles;
+        const int n = int((tiles == 1 ? rows : rows * (t + 1) / tiles) - r);
         Sum* tile = out + (keep ? r * columns * W : 0);
         if (k > 0)
           fetch.tile<F, false>(t, columns, n)(
