@@ -71,8 +71,8 @@ void pack_rows_panel(const Panels<typename N::Factors>& to, int64_t p, const typ
   constexpr int W = N::kWidth;
   const int columns = to.columns(p);
   for (int c = 0; c < columns; ++c) {
-    const int64_t unit = to.unit(p, c), first = c % to.gates * to.units + unit;
-    const int lanes = int(smaller(W, to.units - unit));
+    const int64_t first = to.row(p, c);
+    const int lanes = int(smaller(W, to.units - to.unit(p, c)));
     auto* column = to.panel(p) + c * W;
     for (int lane = 0; lane < W; ++lane)
       column[lane] = lane < lanes ? start_of_sum<N>(w + (first + lane) * to.k, to.k,

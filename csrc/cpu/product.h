@@ -239,6 +239,8 @@ struct Panels {
   }
   // The first unit of column c of panel p.
   int64_t unit(int64_t p, int c) const { return (gates == 1 ? p * kMaxColumns + c : p) * W; }
+  // The first row of the matrix that column c of panel p is made of, of [gates*units,k].
+  int64_t row(int64_t p, int c) const { return c % gates * units + unit(p, c); }
   int64_t words() const { return (k + F::kGroup - 1) / F::kGroup; }
   int64_t stride() const { return (words() + 1) * columns() * W; }
   Sum* panel(int64_t p) const { return data + (p - first) * stride(); }

@@ -65,18 +65,17 @@ void unpacked_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t 
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   if (rows <= 0) return;
-  const auto first_row = [&](int64_t p, int c) { return c % to.gates * to.units + to.unit(p, c); };
+  const MultiplyLanes<T> multiply = kMultiplyLanes<T>[rows - 1];
   for (int64_t p = begin; p < end; ++p) {
     const int columns = to.columns(p);
     T* out = sums.data + (sums.keep ? p * rows * to.columns() * W : 0);
     for (int c = 0; c < columns; ++c) {
-      const int64_t row = first_row(p, c);
+      const int64_t row = to.row(p, c);
+      const int64_t next = c + 1 < columns ? to.row(p, c + 1) : to.row(p + 1, 0);
       const int lanes = int(smaller(W, to.units - to.unit(p, c)));
-      const int64_t next = c + 1 < columns ? first_row(p, c + 1) : first_row(p + 1, 0);
       const V start = bias ? V::load(bias + row, lanes) : V(0);
       for (int r = 0; r < rows; ++r) start.store(out + (r * columns + c) * W);
-      kMultiplyLanes<T>[rows - 1](w + row* to.k, to.k, lanes, w + next* to.k, a, lda, out + c* W,
-                                  columns* W);
+      multiply(w + row * to.k, to.k, lanes, w + next * to.k, a, lda, out + c * W, columns * W);
     }
     done(p, int64_t(0), rows, out);
   }
