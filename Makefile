@@ -33,9 +33,10 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
 # torch comes first and pinned, so that no resolver picks another build. The build tools stand beside
-# it because the package is built without isolation: then only what changed compiles again.
+# it because the package is built without isolation: then only what changed compiles again. The pip of
+# Debian 12 and Ubuntu 22.04 is too old for its option -C.
 $(VENV)/.tools:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
 	pip install $(TORCH) scikit-build-core pybind11 cmake ninja
 	touch $@
 
