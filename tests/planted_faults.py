@@ -52,6 +52,9 @@ FAULTS = [
     ("rows-unpacked", "cpu/unpacked.h", "fma(V(a[r * lda + k + j])", "fma(V(a[k + j])"),
     ("last-lanes-unpacked", "cpu/unpacked.h", "if (lanes == W)", "if (true)"),
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
+    ("rows-twice", "cpu/product.h", "twice[j] + early[j] * row,", "twice[j],"),
+    ("second-tile", "simd/tiles.h", "*second = tile[R - 1].a;", "*second = tile[0].a;"),
+    ("second-sums", "simd/tiles.h", "*init_second = tile[R - 1].init + first * W;", "*init_second = init;"),
     ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * columns * W,", "w.panel(p) + (1 + (k0 & ~1)) * columns * W,"),
 ]  # fmt: skip
 
@@ -78,8 +81,9 @@ def prepare(isa: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     lists = copy / "CMakeLists.txt"
+    isas = "avx512_bf16 amx" if isa == "amx" else isa
     one = re.sub(
-        r"set\(FASTRNN_ISAS baseline avx2.*\)", f"set(FASTRNN_ISAS {isa})", lists.read_text()
+        r"set\(FASTRNN_ISAS baseline avx2.*\)", f"set(FASTRNN_ISAS {isas})", lists.read_text()
     )
     # An instruction set for every machine is expected to be there.
     lists.write_text(one if isa == "baseline" else one.replace(f" {isa})", f" baseline {isa})"))

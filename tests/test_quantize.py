@@ -121,6 +121,9 @@ REFERENCE_CASES = [
         (6, 4, 7, 18, True, True, "unsorted"),
         (3, 1, 70, 67, False, True, "packed"),
         (1, 9, 1, 2, True, True, "dense"),
+        # In AMX's tiles two tiles of rows at a time; of 271 rows the last one is left empty.
+        (1, 40, 70, 20, False, True, "dense"),
+        (1, 271, 34, 33, True, True, "dense"),
     )
 ]
 

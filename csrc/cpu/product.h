@@ -252,7 +252,7 @@ template <class F>
 int64_t k_block(const Panels<F>& w, int64_t rows) {
   const int64_t k = w.words(), bytes = kTiled<F> ? kTiledPanelBytes : kPanelBytes;
   if (k * w.columns() * kVectorBytes <= bytes ||
-      rows <= (kTiled<F> ? kMaxTileRows : max_tile_rows(w.columns())))
+      rows <= (kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(w.columns())))
     return k > 0 ? k : 1;
   const int64_t limit = bytes / (w.columns() * kVectorBytes);
   const int64_t parts = (k + limit - 1) / limit;
@@ -288,41 +288,53 @@ struct Sums {
   static int64_t size(const Panels<F>& w, int64_t rows, bool keep) {
     const int64_t row = w.columns() * w.W;
     if (keep || k_block(w, rows) < w.words()) return w.count() * rows * row;
-    return kMaxTileRows * kMaxColumns * w.W;
+    return (kTiled<F> ? 2 : 1) * kMaxTileRows * kMaxColumns * w.W;
   }
 };
 
 #ifdef FASTRNN_HAS_TILES
-// Words [k0, k0 + k) of panel p, in tiles of equally many rows: the last one begins early where
-// rows are left over, and what it computes twice is dropped.
+// Words [k0, k0 + k) of panel p, in tiles of equally many rows, two tiles at a time if there are
+// two: the last ones begin early where rows are left over, and what they compute twice is dropped.
+// `next` is read after it; if it is `far`, in no cache of ours, the last two tiles bring it.
 template <class F, class Done>
-void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k, const typename F::Left* a,
-                    int64_t lda, int64_t rows, bool keep, typename F::Sum* out,
-                    const TileScope& scope, Done&& done) {
+void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
+                    const typename F::Sum* next, bool far, const typename F::Left* a, int64_t lda,
+                    int64_t rows, bool keep, typename F::Sum* out, const TileScope& scope,
+                    Done&& done) {
   using Sum = typename F::Sum;
-  const int columns = w.columns(p);
-  const int64_t row = columns * w.W, tiles = (rows + kTileRows - 1) / kTileRows;
-  const int size = int((rows + tiles - 1) / tiles);
-  const Sum *start = w.panel(p), *panel = start + (1 + k0) * row;
-  if constexpr (std::is_same_v<F, Bfloat16Factors>)
-    if (rows == 1) {
-      row_product(columns, k, a + k0 * F::kGroup, panel, k0 == 0 ? start : out, out);
-      return done(0, 1, out);
+  const int columns = w.columns(p), pair = rows > kTileRows ? 2 : 1;
+  const int64_t row = columns * w.W, pairs = (rows + pair * kTileRows - 1) / (pair * kTileRows);
+  const int64_t size = (rows + pair * pairs - 1) / (pair * pairs);
+  const Sum* start = w.panel(p);
+  TilePanel<F> panel = {start + (1 + k0) * row, columns, k, nullptr, false};
+  const bool row_alone = rows == 1 && std::is_same_v<F, Bfloat16Factors>;
+  if (!row_alone) scope.configure(int(size), pair == 2);
+  alignas(64) Sum twice[2][kTileRows * kMaxColumns * 16];
+  for (int64_t i = 0; i < pairs; ++i) {
+    RowTile<F> tile[2];
+    Sum* to[2];
+    int64_t at[2], early[2];
+    for (int j = 0; j < pair; ++j) {
+      at[j] = (i * pair + j) * size;
+      const int64_t from = smaller(at[j], rows - size);
+      early[j] = at[j] - from;
+      to[j] = out + (keep ? at[j] : j * size) * row;
+      tile[j] = {a + from * lda + k0 * F::kGroup, k0 == 0 ? start : out + from * row,
+                 early[j] ? twice[j] : to[j]};
     }
-  scope.configure(size);
-  for (int64_t r = 0; r < rows; r += size) {
-    const int n = int(rows - r < size ? rows - r : size), early = size - n;
-    Sum* tile = out + (keep ? r * row : 0);
-    const Sum* init = k0 == 0 ? start : tile - early * row;
-    const auto* from = a + (r - early) * lda + k0 * F::kGroup;
-    if (early == 0) {
-      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, tile);
-    } else {
-      alignas(64) Sum all[kTileRows * kMaxColumns * 16];
-      tile_product_amx<F>(columns, size, k, from, lda, panel, init, k0 == 0 ? 0 : row, all);
-      __builtin_memcpy(tile, all + early * row, size_t(n * row) * sizeof(Sum));
+    const bool last = i + 1 == pairs;
+    panel.next = last ? next : panel.data;
+    panel.fetch_next = last && far && next && pairs > 1;
+    if (row_alone)
+      row_product(panel, *tile);
+    else
+      tile_product_amx<F>(panel, int(size), lda, k0 == 0 ? 0 : row, pair, tile);
+    for (int j = 0; j < pair && at[j] < rows; ++j) {
+      const int n = int(smaller(size, rows - at[j]));
+      if (early[j])
+        __builtin_memcpy(to[j], twice[j] + early[j] * row, size_t(n * row) * sizeof(Sum));
+      done(at[j], n, to[j]);
     }
-    done(r, n, tile);
   }
 }
 #endif
@@ -360,9 +372,11 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
           continue;
         }
       }
+      const int64_t after = descending ? p - 1 : p + 1;
+      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
       if constexpr (kTiled<F>) {
         if (in_tiles) {
-          multiply_tiled(w, p, k0, k, a, lda, rows, keep, out, scope,
+          multiply_tiled(w, p, k0, k, next, far, a, lda, rows, keep, out, scope,
                          [&](int64_t r, int n, Sum* tile) {
                            if (complete) done(p, r, n, tile);
                          });
@@ -371,8 +385,6 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       }
       const int most = max_tile_rows(columns);
       const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
-      const int64_t after = descending ? p - 1 : p + 1;
-      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
       const FetchAhead fetch(far ? next : nullptr, k, columns, tiles, own);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = tiles == 1 ? 0 : rows * t / tiles;

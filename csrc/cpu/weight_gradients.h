@@ -11,15 +11,16 @@ template <class N>
 struct GradientScratch {
   using T = typename N::Value;
   using F = typename N::Factors;
-  static constexpr int64_t kUnits = kPackedRows;  // of one slot, in one ticket
-  static constexpr int64_t kRows = 48;            // of dx, in one ticket
+  static constexpr int64_t kUnits = kTiled<F> ? 64 : kPackedRows;  // of one slot, in one ticket
+  static constexpr int64_t kRows = kTiled<F> ? 64 : 48;            // of dx, in one ticket
+  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kMaxColumns);
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<F>& ih, Arena& arena) {
     constexpr int W = N::kWidth;
     packed = arena.take<T>(kUnits * kChunkRows);
-    tile = arena.take<T>(kMaxTileRows * kMaxColumns * W);
+    tile = arena.take<T>(round_up(kMost, kMaxTileRows) * kMaxColumns * W);
     zeros = arena.take<T>(kMaxColumns * W);
     sums = arena.take<T>(Sums<F>::size(ih, kRows, false));
   }
@@ -45,8 +46,7 @@ class OuterProduct {
   OuterProduct(const GradientScratch<N>& scratch, Factor<typename F::Left> a, int64_t units,
                int64_t rows)
       : s_(scratch), units_(units), rows_(rows), words_((rows + F::kGroup - 1) / F::kGroup) {
-    const int64_t most = kTiled<F> ? kMaxTileRows : max_tile_rows(kMaxColumns);
-    tiles_ = (units + most - 1) / most;
+    tiles_ = (units + kMost - 1) / kMost;
     pack(a);
     fill_row(s_.zeros, T(0), kWidth);
   }
@@ -80,24 +80,29 @@ class OuterProduct {
   }
 
  private:
+  static constexpr int64_t kMost = GradientScratch<N>::kMost;
+
   int64_t begin(int64_t tile) const {
-    return kTiled<F> ? smaller(tile * kMaxTileRows, units_) : units_ * tile / tiles_;
+    return kTiled<F> ? smaller(tile * kMost, units_) : units_ * tile / tiles_;
   }
 
   void multiply([[maybe_unused]] const TileScope& scope, [[maybe_unused]] const FetchAhead& fetch,
                 int columns, int64_t i, const T* panel) const {
+    const int64_t m = begin(i), count = begin(i + 1) - m;
     if constexpr (kTiled<F>) {
-      const int64_t ld = packed_words();
-      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + i * kMaxTileRows * ld);
-      scope.configure(kMaxTileRows);
-      tile_product_amx<F>(columns, kMaxTileRows, words_, a, ld * F::kGroup, panel, s_.zeros, 0,
-                          s_.tile);
+      const int64_t ld = packed_words() * F::kGroup;
+      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed) + m * ld;
+      const RowTile<F> tile[2] = {
+          {a, s_.zeros, s_.tile},
+          {a + kTileRows * ld, s_.zeros, s_.tile + kTileRows * columns * W},
+      };
+      const int tiles = count > kTileRows ? 2 : 1;
+      scope.configure(kTileRows, tiles == 2);
+      tile_product_amx<F>({panel, columns, words_, panel, false}, kTileRows, ld, 0, tiles, tile);
     } else {
-      const int64_t m = begin(i);
       const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m);
-      const int count = int(begin(i + 1) - m);
-      fetch.tile<F, true>(i, columns, count)(words_, a, 0, panel, s_.zeros, 0, s_.tile,
-                                             fetch.from(i));
+      fetch.tile<F, true>(i, columns, int(count))(words_, a, 0, panel, s_.zeros, 0, s_.tile,
+                                                  fetch.from(i));
     }
   }
   int64_t packed_words() const { return round_up(words_, W); }
@@ -110,7 +115,7 @@ class OuterProduct {
     };
     if constexpr (kTiled<F>) {
       const int64_t ld = packed_words();
-      for (int64_t m = 0; m < tiles_ * kMaxTileRows; m += kMaxTileRows)
+      for (int64_t m = 0; m < units_; m += kMaxTileRows)
         for (int64_t k = 0; k < words_; k += W)
           transpose_block([&](int i) { return k + i < words_ ? words(k + i, m).v : Native<T>{}; },
                           s_.packed + m * ld + k, ld);
