@@ -295,7 +295,7 @@ struct Sums {
 #ifdef FASTRNN_HAS_TILES
 // Words [k0, k0 + k) of panel p, in tiles of equally many rows, two tiles at a time if there are
 // two: the last ones begin early where rows are left over, and what they compute twice is dropped.
-// `next` is read after it; if it is `far`, in no cache of ours, the last two tiles bring it.
+// `next`, if any, is read after it; if it is `far`, beyond L2, the last two tiles bring it.
 template <class F, class Done>
 void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
                     const typename F::Sum* next, bool far, const typename F::Left* a, int64_t lda,
@@ -323,7 +323,7 @@ void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
                  early[j] ? twice[j] : to[j]};
     }
     const bool last = i + 1 == pairs;
-    panel.next = last ? next : panel.data;
+    panel.next = last && next ? next : panel.data;
     panel.fetch_next = last && far && next && pairs > 1;
     if (row_alone)
       row_product(panel, *tile);

@@ -123,7 +123,7 @@ struct TileChunk;
       if constexpr (C > 1) multiply(1, 4, 7);                                                      \
       fetch_words<C>(next, row, 8, 16);                                                            \
       if constexpr (R > 1) multiply(2, 5, 6);                                                      \
-      if constexpr (R * C > 3 && R > 1) multiply(3, 5, 7);                                         \
+      if constexpr (R > 1 && C > 1) multiply(3, 5, 7);                                             \
       if constexpr (C > 2) multiply(2, 4, 5);                                                      \
       if constexpr (C > 3) multiply(3, 4, 6);                                                      \
     }                                                                                              \
