@@ -160,6 +160,9 @@ void reduced(const std::string& isa) {
     compare<T>(wide, 3);
     wide.problem.T = 1, wide.problem.I = 2100;
     compare<T>(wide, 4);
+    // More rows than two tiles, and panels in parts.
+    wide.problem.B = 40, wide.problem.I = 300, wide.problem.H = V + 4;
+    compare<T>(wide, 5);
   }
 }
 
@@ -178,6 +181,8 @@ void quantized(const std::string& isa) {
     Int8Run(p, {}, 1).check();
     p.B = 1, p.T = 3, p.I = 7, p.H = 601, p.directions = 1;
     Int8Run(p, {}, 2).check();
+    p.B = 40, p.T = 1, p.I = 600, p.H = V + 4;
+    Int8Run(p, {}, 3).check();
   }
   using Run = Int8Run;
   EXPECT(Run::open * 5 < Run::compared,
