@@ -65,13 +65,16 @@ bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick
 
 .PHONY: isa-test cpp-test asan asan-python tsan neon example versions
-# The best one is what `make test` runs on. Where that is amx, all but 16 and 8 bits was avx512_bf16's.
+# The best one is what `make test` runs on. Where that is amx, all but bfloat16 and int8 was avx512_bf16's
+# code, so that only the tests that know these are repeated.
 isa-test: $(INSTALLED)  ## the core of the Python tests, each further instruction set of this machine forced
 	best=$$(python -c "import fastrnn; print(fastrnn.isa())"); \
-	for isa in $$(python -c "import fastrnn; print(*fastrnn.available_isas())"); do \
+	isas=$$(python -c "import fastrnn; print(*fastrnn.available_isas())"); \
+	for isa in $$isas; do \
 	  if [ $$isa = $$best ]; then continue; fi; \
-	  tests=tests; \
-	  if [ $$best-$$isa = amx-avx512_bf16 ]; then tests=$$(echo tests/test_{isa,reduced,quantize}*.py); fi; \
+	  tests=; if [ $$best-$$isa = amx-avx512_bf16 ]; then \
+	    tests=$$(echo tests/test_{isa,reduced,quantize,checkpoint,cells}*.py); \
+	  fi; \
 	  echo "FASTRNN_ISA=$$isa"; \
 	  FASTRNN_ISA=$$isa python -m pytest -q -m core $(PARALLEL) $$tests $(TEST_ARGS); \
 	done

@@ -1,7 +1,8 @@
 """Plants faults in the C++ engine, one line at a time, and says which test notices each first.
 
 Run by hand, in a copy of the sources: ``python tests/planted_faults.py [--isa avx2] [NAME ...]``;
-with ``--all`` it goes on to say which other tests notice it.
+with ``--all`` it goes on to say which other tests notice it. The faults in ``tiles.h``, and
+``rows-twice``, take ``--isa amx`` to be noticed.
 With ``ccache`` installed, what was built by an earlier run is not built again.
 """
 

@@ -272,7 +272,7 @@ def test_thread_count(cell: str, layout: str, shape: tuple[int, ...], dtype: tor
 @both
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
-# In AMX's tiles, two by two: of 225 rows the last tile is left empty, of 271 another is short.
+# In AMX's tiles, two by two: of 225 rows the last tile is left empty, of 271 one more is short.
 @pytest.mark.parametrize(
     "sizes", [(2, 9, 37), (7, 9, 37), (65, 9, 37), (33, 311, 302), (225, 9, 37), (271, 34, 33)]
 )

@@ -295,7 +295,8 @@ struct Sums {
 #ifdef FASTRNN_HAS_TILES
 // Words [k0, k0 + k) of panel p, in tiles of equally many rows, two tiles at a time if there are
 // two: the last ones begin early where rows are left over, and what they compute twice is dropped.
-// `next`, if any, is read after it; if it is `far`, beyond L2, the last two tiles bring it.
+// `next`, if any, is read after it. If it is `far`, which may have left L2, and there are more than
+// two tiles, the last two ask for it.
 template <class F, class Done>
 void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
                     const typename F::Sum* next, bool far, const typename F::Left* a, int64_t lda,
@@ -318,7 +319,7 @@ void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
       at[j] = (i * pair + j) * size;
       const int64_t from = smaller(at[j], rows - size);
       early[j] = at[j] - from;
-      to[j] = out + (keep ? at[j] : j * size) * row;
+      to[j] = out + (keep ? smaller(at[j], rows) : j * size) * row;
       tile[j] = {a + from * lda + k0 * F::kGroup, k0 == 0 ? start : out + from * row,
                  early[j] ? twice[j] : to[j]};
     }

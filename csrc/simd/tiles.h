@@ -60,6 +60,7 @@ class TileScope {
   // Accumulators (0 to 3) and tiles of A (4, of two also 5) get so many rows; those of panels (6, 7
   // and else 5) have 16.
   void configure(int rows, bool two) const {
+    two |= rows == kTileRows;  // then it makes no difference
     if (live().rows == rows && live().two == two) return;
     live().rows = rows, live().two = two;
     struct alignas(64) {
@@ -110,7 +111,7 @@ struct TileChunk;
   struct TileChunk<factors> {                                                                      \
     template <int R, int C>                                                                        \
     static void add(const void* a, const void* second, int64_t a_bytes, const factors::Sum* panel, \
-                    int64_t row, const factors::Sum* next) {                                       \
+                    int64_t row, const factors::Sum* next, int64_t next_row) {                     \
       static_assert(R * C <= 4, "accumulators");                                                   \
       _tile_loadd(4, a, a_bytes);                                                                  \
       _tile_loadd(6, panel, row);                                                                  \
@@ -118,10 +119,10 @@ struct TileChunk;
       if constexpr (R > 1) _tile_loadd(5, second, a_bytes);                                        \
       if constexpr (C > 2) _tile_loadd(5, panel + 32, row);                                        \
       multiply(0, 4, 6);                                                                           \
-      fetch_words<C>(next, row, 0, 8);                                                             \
+      fetch_words<C>(next, next_row, 0, 8);                                                        \
       if constexpr (C > 3) _tile_loadd(6, panel + 48, row);                                        \
       if constexpr (C > 1) multiply(1, 4, 7);                                                      \
-      fetch_words<C>(next, row, 8, 16);                                                            \
+      fetch_words<C>(next, next_row, 8, 16);                                                       \
       if constexpr (R > 1) multiply(2, 5, 6);                                                      \
       if constexpr (R > 1 && C > 1) multiply(3, 5, 7);                                             \
       if constexpr (C > 2) multiply(2, 4, 5);                                                      \
@@ -163,7 +164,8 @@ void tile_product_amx(const TilePanel<F>& p, int first, int rows, int64_t lda, i
   int64_t words = p.words;
   for (; words >= kChunkWords; words -= kChunkWords, panel += chunk) {
     const bool last = words <= kChunkWords && !elsewhere;
-    TileChunk<F>::template add<R, C>(a, second, a_bytes, panel, row, last ? then : panel + ahead);
+    TileChunk<F>::template add<R, C>(a, second, a_bytes, panel, row, last ? then : panel + ahead,
+                                     row);
     a += kChunkWords * F::kGroup, second += kChunkWords * F::kGroup;
   }
   if (words > 0) {
@@ -181,7 +183,7 @@ void tile_product_amx(const TilePanel<F>& p, int first, int rows, int64_t lda, i
                                      : _mm512_setzero_si512());
     asm volatile("" ::: "memory");
     TileChunk<F>::template add<R, C>(a_words[0], a_words[R - 1], kChunkWords * kSum, panel_words,
-                                     C * W * kSum, then);
+                                     C * W * kSum, elsewhere ? panel + ahead : then, row);
   }
   Sum *out = tile[0].out + first * W, *out_second = tile[R - 1].out + first * W;
   _tile_stored(0, out, row);

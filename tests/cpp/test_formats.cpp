@@ -161,7 +161,7 @@ void reduced(const std::string& isa) {
     wide.problem.T = 1, wide.problem.I = 2100;
     compare<T>(wide, 4);
     // More rows than two tiles, and panels in parts.
-    wide.problem.B = 40, wide.problem.I = 300, wide.problem.H = V + 4;
+    wide.problem.B = 40, wide.problem.I = 360, wide.problem.H = V + 4;
     compare<T>(wide, 5);
   }
 }
@@ -181,7 +181,7 @@ void quantized(const std::string& isa) {
     Int8Run(p, {}, 1).check();
     p.B = 1, p.T = 3, p.I = 7, p.H = 601, p.directions = 1;
     Int8Run(p, {}, 2).check();
-    p.B = 40, p.T = 1, p.I = 600, p.H = V + 4;
+    p.B = 40, p.T = 1, p.I = 720, p.H = V + 4;  // as above
     Int8Run(p, {}, 3).check();
   }
   using Run = Int8Run;
