@@ -11,7 +11,7 @@ namespace fastrnn {
 namespace {
 
 const CellKernels& kernels_for(const Problem& p) {
-  return current_isa().kernels->cells[int(p.cell)][int(p.dtype)];
+  return current_isa().kernels().cells[int(p.cell)][int(p.dtype)];
 }
 
 void check_problem(const Problem& p) {
@@ -277,12 +277,12 @@ void Stream::get_state(void* h, void* c) const {
   self_->kernels.get_state(self_->state, h, c);
 }
 
-CellInfo cell_info(Cell cell) { return current_isa().kernels->info[int(cell)]; }
+CellInfo cell_info(Cell cell) { return current_isa().kernels().info[int(cell)]; }
 
 Cell cell_from_name(const std::string& name) {
   std::string names;
   for (int i = 0; i < kCells; ++i) {
-    const char* known = current_isa().kernels->info[i].name;
+    const char* known = current_isa().kernels().info[i].name;
     if (name == known) return Cell(i);
     names += i ? std::string(", ") + known : known;
   }
@@ -291,15 +291,15 @@ Cell cell_from_name(const std::string& name) {
 }
 
 Fingerprint fingerprint(const void* const* pointers, const size_t* bytes, size_t count) {
-  return current_isa().kernels->fingerprint(pointers, bytes, count);
+  return current_isa().kernels().fingerprint(pointers, bytes, count);
 }
 
 double fma_peak(Dtype dtype, double seconds) {
-  return current_isa().kernels->fma_peak(dtype, seconds);
+  return current_isa().kernels().fma_peak(dtype, seconds);
 }
 
 double read_bandwidth(void* buffer, size_t bytes, double seconds) {
-  return current_isa().kernels->read_bandwidth(buffer, bytes, seconds);
+  return current_isa().kernels().read_bandwidth(buffer, bytes, seconds);
 }
 
 #ifndef FASTRNN_VERSION

@@ -74,22 +74,22 @@ bool has_avx512_bf16() {
 std::vector<IsaEntry> make_list() {
   std::vector<IsaEntry> list;
 #if defined(FASTRNN_HAVE_BASELINE)
-  list.push_back({"baseline", true, &baseline::kernels()});
+  list.push_back({"baseline", true, baseline::kernels});
 #endif
 #if defined(FASTRNN_HAVE_NEON)
-  list.push_back({"neon", true, &neon::kernels()});
+  list.push_back({"neon", true, neon::kernels});
 #endif
 #if defined(FASTRNN_HAVE_AVX2)
-  list.push_back({"avx2", has_avx2(), &avx2::kernels()});
+  list.push_back({"avx2", has_avx2(), avx2::kernels});
 #endif
 #if defined(FASTRNN_HAVE_AVX512)
-  list.push_back({"avx512", has_avx512(), &avx512::kernels()});
+  list.push_back({"avx512", has_avx512(), avx512::kernels});
 #endif
 #if defined(FASTRNN_HAVE_AVX512_BF16)
-  list.push_back({"avx512_bf16", has_avx512_bf16(), &avx512_bf16::kernels()});
+  list.push_back({"avx512_bf16", has_avx512_bf16(), avx512_bf16::kernels});
 #endif
 #if defined(FASTRNN_HAVE_AMX)
-  list.push_back({"amx", has_amx(), &amx::kernels()});
+  list.push_back({"amx", has_amx(), amx::kernels});
 #endif
   return list;
 }

@@ -8,11 +8,12 @@ namespace fastrnn {
 
 struct Kernels;
 
-// Best last. "baseline" always runs; the others only where processor and system support them.
+// Best last. "baseline" always runs; the others only where processor and system support them, the
+// function that returns the kernels included: it is compiled like them.
 struct IsaEntry {
   const char* name;
   bool supported;
-  const Kernels* kernels;
+  const Kernels& (*kernels)();
 };
 const std::vector<IsaEntry>& isa_list();
 

@@ -62,9 +62,9 @@ class Operand {
 
  private:
   // Symmetric, to [-127, 127] + 128; returns the scale: NaN if the row has no largest number.
-  static float quantize(const float* from, int64_t n, uint8_t* to) {
+  static float quantize(const float* from, int64_t n, Left* to) {
     constexpr int W = Vec<float>::kWidth;
-    typedef uint8_t Bytes __attribute__((vector_size(W)));
+    typedef Left Factors __attribute__((vector_size(W * sizeof(Left))));
     Vec<float> largest(0), poison(0);
     for (int64_t u = 0; u < n; u += W) {
       const Vec<float> v = Vec<float>::load(from + u, int(smaller(W, n - u)));
@@ -81,8 +81,8 @@ class Operand {
     const Vec<float> round(12582912.0f + 128.0f);
     for (int64_t u = 0; u < n; u += W) {
       const Vec<float> q = fma(Vec<float>::load(from + u, int(smaller(W, n - u))), factor, round);
-      const Bytes b = __builtin_convertvector((Bits<float>)q.v & 0xff, Bytes);
-      __builtin_memcpy(to + u, &b, sizeof b);
+      const Factors factors = __builtin_convertvector((Bits<float>)q.v & 0xff, Factors);
+      __builtin_memcpy(to + u, &factors, sizeof factors);
     }
     return (most > 1e-30f ? most / 127.0f : 0.0f) + spoilt;
   }

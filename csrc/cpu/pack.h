@@ -11,9 +11,12 @@ namespace fastrnn::FASTRNN_ISA {
 template <class N>
 typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
   using F = typename N::Factors;
-  if constexpr (std::is_same_v<typename N::Weight, typename F::Right>) {
-    typename N::Sum word = 0;
-    __builtin_memcpy(&word, w, smaller(count, F::kGroup) * sizeof *w);
+  if constexpr (std::is_same_v<typename N::Weight, typename F::Right> || N::kQuantized) {
+    typename F::Right parts[F::kGroup] = {};
+    for (int64_t i = 0; i < smaller(count, F::kGroup); ++i)
+      parts[i] = static_cast<typename F::Right>(w[i]);
+    typename N::Sum word;
+    __builtin_memcpy(&word, parts, sizeof word);
     return word;
   } else {
     return load_value(w, 1).v[0];
@@ -22,10 +25,18 @@ typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
 
 template <class N>
 Native<typename N::Sum> packed_words(const typename N::Weight* w) {
-  if constexpr (std::is_same_v<typename N::Weight, typename N::Factors::Right>) {
+  using Right = typename N::Factors::Right;
+  if constexpr (std::is_same_v<typename N::Weight, Right>) {
     Native<typename N::Sum> words;
     __builtin_memcpy(&words, w, sizeof words);
     return words;
+  } else if constexpr (N::kQuantized) {
+    constexpr int kCount = N::kWidth * N::Factors::kGroup;
+    typedef typename N::Weight From __attribute__((vector_size(kCount)));
+    typedef Right To __attribute__((vector_size(kVectorBytes)));
+    From from;
+    __builtin_memcpy(&from, w, sizeof from);
+    return (Native<typename N::Sum>)__builtin_convertvector(from, To);
   } else {
     return load_value(w, N::kWidth).v;
   }

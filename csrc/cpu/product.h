@@ -43,7 +43,8 @@ void fetch_own(const T* word) {
 // word k of the row at a + r * lda, or word k * kPackedRows + r of a where A was packed. There is
 // at least one word: GCC moves all accumulators through memory for the sake of a loop that may not
 // run. With each word kLines lines from `ahead` on are brought to L2, of what a later tile reads;
-// or kOwnLines: those of the panel itself, see fetch_own().
+// or kOwnLines: those of the panel itself, see fetch_own(). Of 16 registers 3 x 4 sums, 3 rows and
+// a column take all, so there the rows are held where they are fewer than columns.
 template <class F, int R, int C, bool kPackedA, int kLines>
 void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
                   const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
@@ -55,20 +56,34 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
+  constexpr bool kHoldRows = kRegisters == 16 && R < C;
+  const auto row_word = [&](int r) {
+    return F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
+  };
   do {
-    typename F::Word w[C];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) w[c] = F::load(panel + c * W);
+    typename F::Word held[kHoldRows ? R : C];
+#pragma GCC unroll 12
+    for (int i = 0; i < (kHoldRows ? R : C); ++i)
+      held[i] = kHoldRows ? row_word(i) : F::load(panel + i * W);
     if constexpr (kLines == kOwnLines) fetch_own<C * W>(panel);
-    panel += C * W;
 #pragma GCC unroll 2
     for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const typename F::Word x = F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
+    if constexpr (kHoldRows) {
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, w[c], sum[r][c]);
+      for (int c = 0; c < C; ++c) {
+        const typename F::Word w = F::load(panel + c * W);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) sum[r][c] = F::multiply_add(held[r], w, sum[r][c]);
+      }
+    } else {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const typename F::Word x = row_word(r);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, held[c], sum[r][c]);
+      }
     }
+    panel += C * W;
     a += (kPackedA ? kPackedRows : 1) * F::kGroup;
   } while (--k > 0);
 #pragma GCC unroll 12

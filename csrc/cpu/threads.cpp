@@ -156,6 +156,12 @@ Team::~Team() {
   if (has_pool_) pool().taken.store(false, std::memory_order_release);
 }
 
+bool Team::asked_to_stop() {
+  if (interrupt_.asked && !stopped() && interrupt_.asked(interrupt_.context))
+    stopped_.store(true, std::memory_order_relaxed);
+  return stopped();
+}
+
 void Team::run_tickets(int64_t count, Ticket call, const void* body) {
   if (!has_pool_ || count <= 1) {
     for (int64_t i = 0; i < count; ++i) call(body, i, 0);

@@ -25,11 +25,7 @@ class Team {
   // Once true, the rest of all work is passed over.
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
   // The same, and asks; only the caller's thread may.
-  bool asked_to_stop() {
-    if (interrupt_.asked && !stopped() && interrupt_.asked(interrupt_.context))
-      stopped_.store(true, std::memory_order_relaxed);
-    return stopped();
-  }
+  bool asked_to_stop();
 
   // Calls body(i, slot) for every i in [0, count), each once, and returns when all have returned.
   // Calls with the same slot, in [0, size()), do not overlap; slot 0 is the caller's thread.

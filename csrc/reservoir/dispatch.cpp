@@ -49,7 +49,7 @@ void check_weights(const Problem& p, const Weights& w) {
   check_matrix(p, w.carry, "carry");
 }
 
-const Kernels& kernels() { return *current_isa().kernels->reservoir; }
+const Kernels& kernels() { return *current_isa().kernels().reservoir; }
 const RunKernels& kernels_for(const Problem& p) { return kernels().run[int(p.dtype)]; }
 
 void check_lengths(const Problem& p, const int64_t* lengths) {

@@ -59,40 +59,32 @@ using Bfloat16Factors = PlainFactors<float>;
 
 // 8-bit numbers, those of the rows with 128 added. Sums are exact.
 struct Int8Factors {
+  using Sum = int32_t;
+#ifdef FASTRNN_HAS_DOT
   using Left = uint8_t;
   using Right = int8_t;
-  using Sum = int32_t;
-  static constexpr int kGroup = 4;
-  FASTRNN_HD static Native<int32_t> broadcast_bits(const Left* a) {
+  FASTRNN_HD static Vec<int32_t> multiply_add(Native<int32_t> a, Native<int32_t> w,
+                                              Vec<int32_t> sum) {
+    return {(Native<int32_t>)_mm512_dpbusd_epi32((__m512i)sum.v, (__m512i)a, (__m512i)w)};
+  }
+#else
+  // Widened while they are packed and quantized: products of pairs are what there is.
+  using Left = int16_t;
+  using Right = int16_t;
+  FASTRNN_HD static Vec<int32_t> multiply_add(Native<int32_t> a, Native<int32_t> w,
+                                              Vec<int32_t> sum) {
+    typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
+    return {sum.v + native_dot_pairs((Shorts)a, (Shorts)w)};
+  }
+#endif
+  static constexpr int kGroup = sizeof(Sum) / sizeof(Left);
+  using Word = Native<int32_t>;
+  FASTRNN_HD static Word broadcast(const Left* a) {
     int32_t word;
     __builtin_memcpy(&word, a, sizeof word);
     return Native<int32_t>{} + word;
   }
-#ifdef FASTRNN_HAS_DOT
-  using Word = Native<int32_t>;
-  FASTRNN_HD static Word broadcast(const Left* a) { return broadcast_bits(a); }
   FASTRNN_HD static Word load(const Sum* w) { return Vec<int32_t>::load(w).v; }
-  FASTRNN_HD static Vec<int32_t> multiply_add(Word a, Word w, Vec<int32_t> sum) {
-    return {(Native<int32_t>)_mm512_dpbusd_epi32((__m512i)sum.v, (__m512i)a, (__m512i)w)};
-  }
-#else
-  // The even and the odd ones of the four, as 16-bit numbers.
-  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
-  struct Word {
-    Shorts even, odd;
-  };
-  FASTRNN_HD static Word broadcast(const Left* a) {
-    const Shorts s = (Shorts)broadcast_bits(a);
-    return {s & 0xff, s >> 8 & 0xff};
-  }
-  FASTRNN_HD static Word load(const Sum* w) {
-    const Shorts s = (Shorts)Vec<int32_t>::load(w).v;
-    return {s << 8 >> 8, s >> 8};
-  }
-  FASTRNN_HD static Vec<int32_t> multiply_add(Word a, Word w, Vec<int32_t> sum) {
-    return {sum.v + native_dot_pairs(a.even, w.even) + native_dot_pairs(a.odd, w.odd)};
-  }
-#endif
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

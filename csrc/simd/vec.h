@@ -76,8 +76,9 @@ struct ExpCoefficients<float> {
                                 0.00836661057825f, 0.00139465043208f};
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float round = 12582912.0f;
-  static constexpr float sigmoid_limit = 104.0f;  // exp(104) overflows: sigmoid(-104) is 0
-  static constexpr float tanh_limit = 20.0f;      // of 2|x|: tanh(10) rounds to 1
+  static constexpr float sigmoid_low = -89.0f;  // exp(89) overflows: sigmoid(-89) is 0
+  static constexpr float sigmoid_high = 86.0f;  // exp(-86) is normal: sigmoid(86) rounds to 1
+  static constexpr float tanh_limit = 20.0f;    // of 2|x|: tanh(10) rounds to 1
 };
 template <>
 struct ExpCoefficients<double> {
@@ -89,7 +90,7 @@ struct ExpCoefficients<double> {
   static constexpr double log2e = 1.4426950408889634074, ln2_high = 0.693147180369123816490,
                           ln2_low = 1.90821492927058770002e-10;
   static constexpr double round = 6755399441055744.0;
-  static constexpr double sigmoid_limit = 745.0;
+  static constexpr double sigmoid_low = -710.0, sigmoid_high = 700.0;
   static constexpr double tanh_limit = 40.0;
 };
 
@@ -110,8 +111,8 @@ FASTRNN_HD Vec<T> reduced_expm1(Vec<T> x, Vec<T>& n) {
 template <class T>
 FASTRNN_HD Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
-  constexpr T limit = ExpCoefficients<T>::sigmoid_limit;
-  const Native<T> t = native_max(V(-limit).v, native_min(V(limit).v, -x.v));
+  using E = ExpCoefficients<T>;
+  const Native<T> t = native_max(V(-E::sigmoid_high).v, native_min(V(-E::sigmoid_low).v, -x.v));
   V n;
   const V p = reduced_expm1<T>(t, n) + V(1);
   return V(1) / (V(1) + V(native_scale(p.v, n.v)));

@@ -64,24 +64,20 @@ FASTRNN_HD N native_max(N a, N b) {
   return a > b ? a : b;
 }
 
-// 2^n for integral n in the range of normal numbers.
-template <class N>
+// 2^(n + more) in the range of normal numbers, n integral.
+template <int more = 0, class N>
 FASTRNN_HD N native_power_of_two(N n) {
   using T = ScalarOf<N>;
   using I = Integer<T>;
   // n + round leaves n in the low mantissa bits, without a float-to-integer conversion
   constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
-  return (N)(((Bits<T>)(n + round) + I::kBias) << I::kMantissa);
+  return (N)(((Bits<T>)(n + round) + (I::kBias + more)) << I::kMantissa);
 }
 
-// p * 2^n, n integral: in two halves, since 2^n alone may overflow.
+// p * 2^n, n integral, no less than what makes 2^(n - 1) normal and up to one more than 2^n allows.
 template <class N>
 FASTRNN_HD N native_scale(N p, N n) {
-  using T = ScalarOf<N>;
-  using I = Integer<T>;
-  constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
-  const N half = (n * T(0.5) + round) - round;
-  return p * native_power_of_two(half) * native_power_of_two(n - half);
+  return p * native_power_of_two<-1>(n) * ScalarOf<N>(2);
 }
 
 // As many 16-bit numbers as there are floats in a register.

@@ -102,7 +102,7 @@ class Meter {
     }
     std::vector<T> t(n), s(n);
     for (size_t k = 0; k < isas_.size(); ++k) {
-      const fastrnn::Kernels& kernels = *isas_[k].kernels;
+      const fastrnn::Kernels& kernels = isas_[k].kernels();
       kernels.map(Function::kTanh, Types<T>::dtype, x_.data(), t.data(), int64_t(n));
       kernels.map(Function::kSigmoid, Types<T>::dtype, x_.data(), s.data(), int64_t(n));
       bool odd = true, bounded = true;
@@ -214,8 +214,8 @@ void check_special_values(const fastrnn::IsaEntry& isa) {
     for (int n = 1; n <= kMost; ++n) {
       T x[kMost + 1], t[kMost + 1], s[kMost + 1];
       for (int i = 0; i <= kMost; ++i) x[i] = i == n - 1 ? row.x : T(0.25), t[i] = s[i] = T(-7);
-      isa.kernels->map(Function::kTanh, Types<T>::dtype, x, t, n);
-      isa.kernels->map(Function::kSigmoid, Types<T>::dtype, x, s, n);
+      isa.kernels().map(Function::kTanh, Types<T>::dtype, x, t, n);
+      isa.kernels().map(Function::kSigmoid, Types<T>::dtype, x, s, n);
       EXPECT(agrees(t[n - 1], row.tanh), isa.name << " tanh(" << row.x << ") = " << t[n - 1]);
       if (row.sigmoid >= 0 || std::isnan(row.sigmoid))
         EXPECT(agrees(s[n - 1], row.sigmoid),
