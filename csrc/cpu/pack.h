@@ -13,8 +13,8 @@ typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
   using F = typename N::Factors;
   if constexpr (std::is_same_v<typename N::Weight, typename F::Right> || N::kQuantized) {
     typename F::Right parts[F::kGroup] = {};
-    for (int64_t i = 0; i < smaller(count, F::kGroup); ++i)
-      parts[i] = static_cast<typename F::Right>(w[i]);
+    // NOLINTNEXTLINE(bugprone-signed-char-misuse): the numbers have signs
+    for (int64_t i = 0; i < smaller(count, F::kGroup); ++i) parts[i] = w[i];
     typename N::Sum word;
     __builtin_memcpy(&word, parts, sizeof word);
     return word;
