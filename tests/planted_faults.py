@@ -56,7 +56,9 @@ FAULTS = [
     ("rows-twice", "cpu/product.h", "twice[j] + early[j] * row,", "twice[j],"),
     ("second-tile", "simd/tiles.h", "*second = tile[R - 1].a;", "*second = tile[0].a;"),
     ("second-sums", "simd/tiles.h", "*init_second = tile[R - 1].init + first * W;", "*init_second = init;"),
-    ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * columns * W,", "w.panel(p) + (1 + (k0 & ~1)) * columns * W,"),
+    ("part-of-k", "cpu/product.h", "w.panel(p) + (1 + k0) * w.word_stride(p), w.strip(p),", "w.panel(p) + (1 + (k0 & ~1)) * w.word_stride(p), w.strip(p),"),
+    ("strip-start", "cpu/product.h", "init + (init_row ? S * W : strip), init_row,", "init + (init_row ? S * W : 0), init_row,"),
+    ("strip-part", "cpu/product.h", "const int64_t init_strip = init_row ? S * W : strip;", "const int64_t init_strip = strip;"),
 ]  # fmt: skip
 
 

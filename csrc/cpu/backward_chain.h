@@ -116,7 +116,7 @@ struct BackwardRows : LayerRows<C, N> {
   // Elements of one panel of columns before `row`, `columns` wide.
   int64_t columns_offset(int64_t row, int64_t columns) const { return row / kGroup * columns; }
   int64_t columns_size(int64_t n) const {
-    return columns_offset(max_rows, round_up(n, N::kWidth * kMaxColumns));
+    return columns_offset(max_rows, round_up(n, N::kWidth * kRowColumns));
   }
   // Where row i of a block is among the rows of panels: each sample's are together.
   int64_t panel_row(int64_t i) const {
@@ -352,7 +352,7 @@ class BackwardChain {
 
   template <class From>
   void keep_row(const From* from, T* panels, int64_t row, int64_t n) {
-    constexpr int64_t width = kMaxColumns * W;
+    constexpr int64_t width = kRowColumns * W;
     for (int64_t u = 0; u < n; u += width) {
       const int64_t all = round_up(smaller(width, n - u), W);
       T* to = panels + q_->columns_offset(q_->max_rows, u) + q_->columns_offset(row, all);

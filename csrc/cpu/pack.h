@@ -84,12 +84,12 @@ void pack_rows_panel(const Panels<typename N::Factors>& to, int64_t p, const typ
   for (int c = 0; c < columns; ++c) {
     const int64_t first = to.row(p, c);
     const int lanes = int(smaller(W, to.units - to.unit(p, c)));
-    auto* column = to.panel(p) + c * W;
+    auto* column = to.column(p, c);
     for (int lane = 0; lane < W; ++lane)
       column[lane] = lane < lanes ? start_of_sum<N>(w + (first + lane) * to.k, to.k,
                                                     bias ? bias + first + lane : nullptr)
                                   : typename N::Sum(0);
-    pack_lanes<N>(w + first * to.k, to.k, lanes, column + columns * W, columns * W);
+    pack_lanes<N>(w + first * to.k, to.k, lanes, column + to.word_stride(p), to.word_stride(p));
   }
 }
 
@@ -101,22 +101,25 @@ void pack_columns_panel(const Panels<typename N::Factors>& to, int64_t p,
   constexpr int W = N::kWidth, kGroup = N::Factors::kGroup;
   const int columns = to.columns(p);
   const int64_t units = to.k / slots, first = p * to.blocks_per_panel() * W;
-  auto* out = to.panel(p);
-  fill_row(out, typename N::Sum(0), columns * W);
-  out += columns * W;
+  typename N::Sum* out[kMaxColumns];
+  for (int c = 0; c < columns; ++c) {
+    fill_row(to.column(p, c), typename N::Sum(0), W);
+    out[c] = to.column(p, c) + to.word_stride(p);
+  }
   const auto row = [&](int64_t k) {
     return w + (order[k / units] * units + k % units) * to.units + first;
   };
-  for (int64_t k = 0; k < to.k; k += kGroup, out += columns * W)
+  for (int64_t k = 0; k < to.k; k += kGroup)
     for (int c = 0; c < columns; ++c) {
       const int n = int(smaller(W, to.units - first - c * W));
       if constexpr (kGroup == 1) {
-        load_value(row(k) + c * W, n).store(out + c * W);
+        load_value(row(k) + c * W, n).store(out[c]);
       } else {
         const HalfBits low = load_half(row(k) + c * W, n);
         const HalfBits high = k + 1 < to.k ? load_half(row(k + 1) + c * W, n) : HalfBits{};
-        Vec<float>(interleave(low, high)).store(out + c * W);
+        Vec<float>(interleave(low, high)).store(out[c]);
       }
+      out[c] += to.word_stride(p);
     }
 }
 

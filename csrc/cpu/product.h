@@ -3,7 +3,8 @@
 // A packed matrix is a list of panels. For one vector-width block of output columns (or up to four
 // blocks, when there is one gate) a panel holds, for each k, the weights of all gates side by side,
 // so that a tile of `rows x gates x blocks` accumulators streams one panel. In front of a panel lie
-// the values that its accumulators start from: the bias, or zeros.
+// the values that its accumulators start from: the bias, or zeros. Where four columns and enough
+// rows have no room in the registers, a panel is two strips of two columns, one behind the other.
 //
 // Every output is one chain of multiply-adds over ascending k, whatever the tile, the number of
 // rows or the blocking of k (a partial chain waits in memory at full precision). This is what makes
@@ -18,9 +19,13 @@ namespace fastrnn::FASTRNN_ISA {
 // Accumulators, weights and one broadcast must fit the registers. Here and below nothing is divided
 // that every step of a single row would wait for.
 constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
-inline constexpr int kTileRowsOf[] = {12, kAccumulators / 2, kAccumulators / 3, kAccumulators / 4};
+constexpr int strip_columns(int columns) { return kRegisters == 16 && columns == 4 ? 2 : columns; }
+inline constexpr int kTileRowsOf[] = {12, kAccumulators / 2, kAccumulators / 3,
+                                      kAccumulators / strip_columns(4)};
 constexpr int max_tile_rows(int columns) { return kTileRowsOf[columns - 1]; }
-constexpr int kMaxColumns = 4;   // vectors per k in a panel
+constexpr int kMaxColumns = 4;  // vectors per k in a panel
+// Vectors side by side in panels of rows, which sums over rows read: in one strip.
+constexpr int kRowColumns = strip_columns(kMaxColumns);
 constexpr int kPackedRows = 48;  // of A, side by side for each word, where A was packed
 #ifdef FASTRNN_HAS_TILES
 constexpr int kMaxTileRows = kTileRows;
@@ -39,39 +44,47 @@ void fetch_own(const T* word) {
   for (int i = 0; i < N * int(sizeof(T)); i += kLine) __builtin_prefetch(ahead + i, 0, 3);
 }
 
-// out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c], c counting vectors; a(r, k) is
-// word k of the row at a + r * lda, or word k * kPackedRows + r of a where A was packed. There is
-// at least one word: GCC moves all accumulators through memory for the sake of a loop that may not
-// run. With each word kLines lines from `ahead` on are brought to L2, of what a later tile reads;
-// or kOwnLines: those of the panel itself, see fetch_own(). Of 16 registers 3 x 4 sums, 3 rows and
-// a column take all, so there the rows are held where they are fewer than columns.
-template <class F, int R, int C, bool kPackedA, int kLines>
-void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
-                  const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
-                  const char* ahead) {
+// out[r][c] = init[r][c] + sum over words k of a(r, k) panel[k][c] for the first C of the columns
+// of a tile that has `kRow`, c counting vectors; a(r, k) is word k of the row at a + r * lda, or
+// word k * kPackedRows + r of a where A was packed. Columns are in strips, which lie `strip`
+// elements apart in the panel, as do their starts in front of it (init_row 0). There is at least
+// one word: GCC moves all accumulators through memory for the sake of a loop that may not run. With
+// each word kLines lines from `ahead` on are brought to L2, of what a later tile reads; or
+// kOwnLines: those of the panel itself, see fetch_own(). Of 16 registers 3 x 4 sums, 3 rows and a
+// column take all, so there the rows are held where they are fewer than columns.
+template <class F, int R, int C, int kRow, bool kPackedA, int kLines>
+FASTRNN_HD void multiply_columns(int64_t k, const typename F::Left* a, int64_t lda,
+                                 const typename F::Sum* panel, int64_t strip,
+                                 const typename F::Sum* init, int64_t init_row,
+                                 typename F::Sum* out, const char* ahead) {
   using V = Vec<typename F::Sum>;
-  constexpr int W = V::kWidth;
+  constexpr int W = V::kWidth, S = strip_columns(C);
+  const int64_t init_strip = init_row ? S * W : strip;
   V sum[R][C];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sum[r][c] = V::load(init + r * init_row + c * W);
+    for (int c = 0; c < C; ++c)
+      sum[r][c] = V::load(init + r * init_row + c / S * init_strip + c % S * W);
   constexpr bool kHoldRows = kRegisters == 16 && R < C;
   const auto row_word = [&](int r) {
     return F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
   };
+  const auto column_word = [&](int c) { return F::load(panel + c / S * strip + c % S * W); };
   do {
     typename F::Word held[kHoldRows ? R : C];
 #pragma GCC unroll 12
     for (int i = 0; i < (kHoldRows ? R : C); ++i)
-      held[i] = kHoldRows ? row_word(i) : F::load(panel + i * W);
-    if constexpr (kLines == kOwnLines) fetch_own<C * W>(panel);
+      held[i] = kHoldRows ? row_word(i) : column_word(i);
+    if constexpr (kLines == kOwnLines)
+#pragma GCC unroll 2
+      for (int c = 0; c < C; c += S) fetch_own<S * W>(panel + c / S * strip);
 #pragma GCC unroll 2
     for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
     if constexpr (kHoldRows) {
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
-        const typename F::Word w = F::load(panel + c * W);
+        const typename F::Word w = column_word(c);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) sum[r][c] = F::multiply_add(held[r], w, sum[r][c]);
       }
@@ -83,19 +96,34 @@ void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
         for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, held[c], sum[r][c]);
       }
     }
-    panel += C * W;
+    panel += S * W;
     a += (kPackedA ? kPackedRows : 1) * F::kGroup;
   } while (--k > 0);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sum[r][c].store(out + (r * C + c) * W);
+    for (int c = 0; c < C; ++c) sum[r][c].store(out + (r * kRow + c) * W);
+}
+
+// R rows times all C columns of a panel: both strips at once where there is room, or one by one.
+template <class F, int R, int C, bool kPackedA, int kLines>
+void tile_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
+                  int64_t strip, const typename F::Sum* init, int64_t init_row,
+                  typename F::Sum* out, const char* ahead) {
+  constexpr int S = R * C <= kAccumulators ? C : strip_columns(C), W = Vec<typename F::Sum>::kWidth;
+  multiply_columns<F, R, S, C, kPackedA, kLines>(k, a, lda, panel, strip, init, init_row, out,
+                                                 ahead);
+  if constexpr (S < C)
+    multiply_columns<F, R, S, C, kPackedA, kLines == kOwnLines ? kOwnLines : 0>(
+        k, a, lda, panel + strip, strip, init + (init_row ? S * W : strip), init_row, out + S * W,
+        nullptr);
 }
 
 template <class F>
 using TileProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
-                             const typename F::Sum* panel, const typename F::Sum* init,
-                             int64_t init_row, typename F::Sum* out, const char* ahead);
+                             const typename F::Sum* panel, int64_t strip,
+                             const typename F::Sum* init, int64_t init_row, typename F::Sum* out,
+                             const char* ahead);
 
 // Only large tiles have the time to fetch for others.
 constexpr bool can_fetch(int rows, int columns, int lines) {
@@ -169,25 +197,29 @@ class FetchAhead {
 // has too few to hide the latency of a multiply-add.
 template <class F, int R, int C, bool kOwn>
 void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typename F::Sum* panel,
-                  int64_t panel_stride, typename F::Sum* out, int64_t out_stride) {
+                  int64_t panel_stride, int64_t strip, typename F::Sum* out, int64_t out_stride) {
   using V = Vec<typename F::Sum>;
-  constexpr int W = V::kWidth;
+  constexpr int W = V::kWidth, S = strip_columns(C);
   V sum[2][R][C];
-  const typename F::Sum* init = panel;
+  const auto column = [&](int p, int c) {
+    return panel + p * panel_stride + c / S * strip + c % S * W;
+  };
 #pragma GCC unroll 2
   for (int p = 0; p < 2; ++p)
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) sum[p][r][c] = V::load(init + p * panel_stride + c * W);
-  panel += C * W;
+      for (int c = 0; c < C; ++c) sum[p][r][c] = V::load(column(p, c));
+  panel += S * W;
   do {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
       typename F::Word w[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) w[c] = F::load(panel + p * panel_stride + c * W);
-      if constexpr (kOwn) fetch_own<C * W>(panel + p * panel_stride);
+      for (int c = 0; c < C; ++c) w[c] = F::load(column(p, c));
+      if constexpr (kOwn)
+#pragma GCC unroll 2
+        for (int c = 0; c < C; c += S) fetch_own<S * W>(column(p, c));
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
         const typename F::Word x = F::broadcast(a + r * lda);
@@ -195,7 +227,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
         for (int c = 0; c < C; ++c) sum[p][r][c] = F::multiply_add(x, w[c], sum[p][r][c]);
       }
     }
-    panel += C * W;
+    panel += S * W;
     a += F::kGroup;
   } while (--k > 0);
 #pragma GCC unroll 2
@@ -208,7 +240,7 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
 
 template <class F>
 using PairProduct = void (*)(int64_t k, const typename F::Left* a, int64_t lda,
-                             const typename F::Sum* panel, int64_t panel_stride,
+                             const typename F::Sum* panel, int64_t panel_stride, int64_t strip,
                              typename F::Sum* out, int64_t out_stride);
 constexpr int max_pair_rows(int columns) {
   return max_tile_rows(columns) < 8 ? 1 : max_tile_rows(columns) / 4;
@@ -259,6 +291,14 @@ struct Panels {
   int64_t words() const { return (k + F::kGroup - 1) / F::kGroup; }
   int64_t stride() const { return (words() + 1) * columns() * W; }
   Sum* panel(int64_t p) const { return data + (p - first) * stride(); }
+  // Elements from one word to the next in a strip of panel p, and from one strip to the next.
+  int64_t word_stride(int64_t p) const { return strip_columns(columns(p)) * W; }
+  int64_t strip(int64_t p) const { return (words() + 1) * word_stride(p); }
+  // The start of the sums of column c of panel p, before its first word.
+  Sum* column(int64_t p, int c) const {
+    const int in_strip = strip_columns(columns(p));
+    return panel(p) + c / in_strip * strip(p) + c % in_strip * W;
+  }
   int64_t size() const { return count() * stride(); }
   bool beyond(int64_t bytes) const { return size() * int64_t(sizeof(Sum)) > bytes; }
 };
@@ -288,7 +328,8 @@ template <class F, class Done>
 void multiply_pair(const Panels<F>& w, int64_t p, const typename F::Left* a, int64_t lda, int rows,
                    typename F::Sum* out, int64_t out_stride, bool own, Done& done) {
   const auto& entry = own ? kPairs<F, true>.entry : kPairs<F, false>.entry;
-  entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), out, out_stride);
+  entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), w.strip(p), out,
+                                    out_stride);
   done(p, int64_t(0), rows, out);
   done(p + 1, int64_t(0), rows, out + out_stride);
 }
@@ -389,7 +430,7 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         }
       }
       const int64_t after = descending ? p - 1 : p + 1;
-      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.columns(after) * W : nullptr;
+      const Sum* next = i + 1 < end ? w.panel(after) + (1 + k0) * w.word_stride(after) : nullptr;
       if constexpr (kTiled<F>) {
         if (in_tiles) {
           multiply_tiled(w, p, k0, k, next, far, a, lda, rows, keep, out, scope,
@@ -407,9 +448,10 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
         const int n = int((tiles == 1 ? rows : rows * (t + 1) / tiles) - r);
         Sum* tile = out + (keep ? r * columns * W : 0);
         if (k > 0)
-          fetch.tile<F, false>(t, columns, n)(
-              k, a + r * lda + k0 * F::kGroup, lda, w.panel(p) + (1 + k0) * columns * W,
-              k0 == 0 ? w.panel(p) : tile, k0 == 0 ? 0 : columns * W, tile, fetch.from(t));
+          fetch.tile<F, false>(t, columns, n)(k, a + r * lda + k0 * F::kGroup, lda,
+                                              w.panel(p) + (1 + k0) * w.word_stride(p), w.strip(p),
+                                              k0 == 0 ? w.panel(p) : tile,
+                                              k0 == 0 ? 0 : columns * W, tile, fetch.from(t));
         else
           for (int i = 0; i < n * columns * W; ++i) tile[i] = w.panel(p)[i % (columns * W)];
         if (complete) done(p, r, n, tile);

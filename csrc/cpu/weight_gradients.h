@@ -13,15 +13,15 @@ struct GradientScratch {
   using F = typename N::Factors;
   static constexpr int64_t kUnits = kTiled<F> ? 64 : kPackedRows;  // of one slot, in one ticket
   static constexpr int64_t kRows = kTiled<F> ? 64 : 48;            // of dx, in one ticket
-  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kMaxColumns);
+  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kRowColumns);
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<F>& ih, Arena& arena) {
     constexpr int W = N::kWidth;
     packed = arena.take<T>(kUnits * kChunkRows);
-    tile = arena.take<T>(round_up(kMost, kMaxTileRows) * kMaxColumns * W);
-    zeros = arena.take<T>(kMaxColumns * W);
+    tile = arena.take<T>(round_up(kMost, kMaxTileRows) * kRowColumns * W);
+    zeros = arena.take<T>(kRowColumns * W);
     sums = arena.take<T>(Sums<F>::size(ih, kRows, false));
   }
 };
@@ -41,7 +41,7 @@ class OuterProduct {
   using T = typename N::Value;
   using F = typename N::Factors;
   static constexpr int W = N::kWidth;
-  static constexpr int64_t kWidth = kMaxColumns * W;
+  static constexpr int64_t kWidth = kRowColumns * W;
 
   OuterProduct(const GradientScratch<N>& scratch, Factor<typename F::Left> a, int64_t units,
                int64_t rows)
@@ -101,7 +101,7 @@ class OuterProduct {
       tile_product_amx<F>({panel, columns, words_, panel, false}, kTileRows, ld, 0, tiles, tile);
     } else {
       const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m);
-      fetch.tile<F, true>(i, columns, int(count))(words_, a, 0, panel, s_.zeros, 0, s_.tile,
+      fetch.tile<F, true>(i, columns, int(count))(words_, a, 0, panel, 0, s_.zeros, 0, s_.tile,
                                                   fetch.from(i));
     }
   }
