@@ -20,6 +20,12 @@ CELLS = ("tanh", "lstm", "proj", "gru")
 STEPS = ("RNNCell", "LSTMCell", "GRUCell")
 
 
+def skip_where_torch_differs(lstm: bool) -> None:
+    """What torch's LSTM answers depends on the processor; what fastrnn's does, does not."""
+    if lstm and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 here, without which torch's LSTM has other rules")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """More make torch no faster at these sizes, and on a busy machine far slower."""
@@ -57,6 +63,7 @@ def test_dtypes_are_torchs(cell: str, layers: int, weights: torch.dtype, low: to
     ours, theirs = twin(case, weights)
     tensors = case.inputs()
     compared = 0
+    same_rules = cell != "lstm" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for x, states, packed in itertools.product(NUMBERS, (None, *NUMBERS), (False, True)):
         input = tensors["x"].to(x)
         hx: Any = None
@@ -70,9 +77,10 @@ def test_dtypes_are_torchs(cell: str, layers: int, weights: torch.dtype, low: to
             with fastrnn.accelerate():
                 assert attempt(theirs, data, hx) == actual
         assert actual is not None
-        if expected is not None:
+        if expected is not None and same_rules:
             assert actual == expected, (x, states, packed)
             compared += 1
+    skip_where_torch_differs(cell == "lstm")
     assert compared >= 4
 
 
@@ -136,6 +144,7 @@ def test_values_and_gradients(cell: str, layout: str, low: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_close_to_torchs_autocast(kind: str) -> None:
     """Not farther from float32 than torch under the same autocast, by more than a half."""
+    skip_where_torch_differs(kind == "LSTM")
     torch.manual_seed(0)
     theirs = getattr(nn, kind)(32, 48)
     ours = getattr(fastrnn, kind)(32, 48)

@@ -16,8 +16,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Accumulators, weights and one broadcast must fit the registers. Here and below nothing is divided
-// that every step of a single row would wait for.
+// Accumulators, the weights of a strip and one broadcast must fit the registers. Here and below
+// nothing is divided that every step of a single row would wait for.
 constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
 constexpr int strip_columns(int columns) { return kRegisters == 16 && columns == 4 ? 2 : columns; }
 inline constexpr int kTileRowsOf[] = {12, kAccumulators / 2, kAccumulators / 3,
@@ -51,7 +51,8 @@ void fetch_own(const T* word) {
 // one word: GCC moves all accumulators through memory for the sake of a loop that may not run. With
 // each word kLines lines from `ahead` on are brought to L2, of what a later tile reads; or
 // kOwnLines: those of the panel itself, see fetch_own(). Of 16 registers 3 x 4 sums, 3 rows and a
-// column take all, so there the rows are held where they are fewer than columns.
+// column take all where a multiply-add is one instruction, so there the rows are held where they
+// are fewer than columns.
 template <class F, int R, int C, int kRow, bool kPackedA, int kLines>
 FASTRNN_HD void multiply_columns(int64_t k, const typename F::Left* a, int64_t lda,
                                  const typename F::Sum* panel, int64_t strip,
@@ -442,7 +443,8 @@ void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
       }
       const int most = max_tile_rows(columns);
       const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
-      const FetchAhead fetch(far ? next : nullptr, k, columns, tiles, own);
+      const bool adjoining = k == words || strip_columns(columns) == columns;
+      const FetchAhead fetch(far && adjoining ? next : nullptr, k, columns, tiles, own);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t r = tiles == 1 ? 0 : rows * t / tiles;
         const int n = int((tiles == 1 ? rows : rows * (t + 1) / tiles) - r);

@@ -5,9 +5,13 @@
 set -eu
 nm=$1 isa=$2
 shift 2
-foreign=$("$nm" --defined-only --extern-only --format=posix "$@" |
-  grep -v "^_Z[A-Za-z0-9_]*${#isa}$isa\|^DW\.ref\.__gxx_personality_v0 \|^[^ ]*:\$" || true)
-if [ -n "$foreign" ]; then
+symbols=$("$nm" --defined-only --extern-only --format=posix "$@")
+own="^_Z[A-Za-z0-9_]*${#isa}$isa"
+if ! echo "$symbols" | grep -q "$own"; then
+  echo "nothing of namespace fastrnn::$isa in: $*"
+  exit 1
+fi
+if foreign=$(echo "$symbols" | grep -v "$own\|^DW\.ref\.__gxx_personality_v0 \|^[^ ]*:\$"); then
   echo "outside of namespace fastrnn::$isa:"
   echo "$foreign"
   exit 1

@@ -48,6 +48,7 @@ void large_cases(Cell cell, const std::string& isa) {
   // Products longer than a part of a panel that stays in L2: input, backward, recurrent.
   const int64_t limit = (256 << 10) / (4 * V * int64_t(sizeof(T))), gates = gate_count(cell);
   set(2, 13, limit * 4 / gates + 5, V + 1, 0, 1), compare<T>(s, 7);
+  set(1, 7, limit * 4 / gates + 5, V + 1, 0, 1), compare<T>(s, 12);
   if (quick()) return;
   set(2, 13, 3, limit / gates + 3, limit / gates - 1, 1);
   if (p.H < 1200) compare<T>(s, 8);
