@@ -91,9 +91,12 @@ space := $(empty) $(empty)
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
 SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
-# What takes longest is to compile kernels. What avx512 has of its own beside avx512_bf16, products of
-# 16 and 8 bits without its instructions, is avx2's code too; threads are the same for all.
-ASAN_SKIP := $(if $(shell grep -m 1 -o avx512_bf16 /proc/cpuinfo 2>/dev/null),avx512)
+# What takes longest is to compile kernels: left out are those that cannot run here. What avx512 has of
+# its own beside avx512_bf16, products of 16 and 8 bits without its instructions, is avx2's code too;
+# threads are the same for all.
+has = $(shell grep -m 1 -o -w $(1) /proc/cpuinfo 2>/dev/null)
+ASAN_SKIP := $(strip $(if $(call has,avx512_bf16),avx512,$(if $(call has,avx512f),,avx512;)avx512_bf16)$(if \
+  $(call has,amx_tile),,;amx))
 TSAN_SKIP := avx512;avx512_bf16;amx
 MODULE = -DFASTRNN_BUILD_PYTHON=ON -DFASTRNN_CUDA=OFF -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
   -DPython_EXECUTABLE=$(VENV)/bin/python
@@ -106,7 +109,7 @@ cpp-test: $(VENV)/.tools  ## C++ tests, warnings are errors
 
 asan: $(VENV)/.tools  ## C++ tests under AddressSanitizer and UBSan
 	$(call cpp-test,asan,$(SANITIZED) -DFASTRNN_SANITIZE=$(ASAN) \
-	  -DFASTRNN_SKIP_ISAS=$(ASAN_SKIP) $(MODULE))
+	  '-DFASTRNN_SKIP_ISAS=$(ASAN_SKIP)' $(MODULE))
 
 # The sanitizers' run-time libraries must be loaded before everything else. torch's own leaks, and
 # its symbols in several libraries, are not ours to report.
