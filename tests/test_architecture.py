@@ -79,6 +79,7 @@ IMPORT_ORDER = (
         "_variable_length",
         "_onnx_export",
         "_autocast",
+        "_stream_ops",
         "streaming",
         "_base",
     ]
@@ -129,9 +130,11 @@ NAMES_CELLS = re.compile(r"cells/\w+\.h|" + re.escape(PUBLIC))
 ISAS = re.compile(r"\b\w*(avx|sse\d|neon)\w*\b", re.IGNORECASE)
 # Kernels never allocate, print, lock or throw; these files are no kernels.
 NO_KERNELS = re.compile(r"cpu/(threads|isa|kernels)\.(h|cpp)|reservoir/dispatch\.cpp")
+# `new (place)` allocates nothing.
 FORBIDDEN_IN_KERNELS = re.compile(
-    r"\b(malloc|calloc|realloc|free|new|(?<!= )delete|throw|printf|fprintf|puts|std::(vector|"
-    r"string|cout|cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|function))\b"
+    r"\b(malloc|calloc|realloc|free|(?<!<)new(?! \()|(?<!= )delete|throw|printf|fprintf|puts|"
+    r"std::(vector|string|cout|cerr|mutex|lock_guard|unique_lock|unique_ptr|shared_ptr|make_unique|"
+    r"function))\b"
 )
 
 

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <type_traits>
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -26,6 +28,26 @@ class Arena {
   static constexpr size_t kAlign = 64;
   uintptr_t base_;
   size_t used_ = 0;
+};
+
+// Objects that are made one by one, in memory that nobody touches before: to clear that of all that
+// a call might have takes longer than a small call, and leaves nothing else in L1.
+template <class T, int kMost>
+class UpTo {
+ public:
+  T& add() { return *::new (memory_ + sizeof(T) * size_t(count_++)) T; }
+  int count() const { return count_; }
+  T& operator[](int64_t i) {
+    return *std::launder(reinterpret_cast<T*>(memory_ + sizeof(T) * size_t(i)));
+  }
+  const T& operator[](int64_t i) const {
+    return *std::launder(reinterpret_cast<const T*>(memory_ + sizeof(T) * size_t(i)));
+  }
+
+ private:
+  static_assert(std::is_trivially_destructible_v<T>, "nothing is destroyed");
+  alignas(T) unsigned char memory_[sizeof(T) * kMost];
+  int count_ = 0;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

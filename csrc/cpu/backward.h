@@ -18,10 +18,9 @@ struct BackwardPass {
   BackwardWeights<C, N> weights[2];
   ForwardWeights<C, N> forward[2];  // for replays
   BackwardRows<C, N> rows[2];
-  BackwardChain<C, N> chains[2 * kMaxGroups];
+  UpTo<BackwardChain<C, N>, 2 * kMaxGroups> chains;
   GradientTickets<C, N> gradients[2];
   GradientScratch<N> scratch[kMaxThreads];
-  int chain_count = 0;
   bool shared_chain = false;
   T* lost[2];               // of the sums of biases, see sum_rows()
   WeightGradients sums[2];  // of reduced numbers: where the gradients are added up
@@ -37,8 +36,8 @@ struct BackwardPass {
         each_gradient(sums[d], sums[d],
                       [&](void*& to, void*&, int64_t n) { to = arena.take<T>(n); });
       for (int g = 0; g < groups; ++g)
-        chains[chain_count++].lay_out(rows[d], weights[d], forward[d], p.B * g / groups,
-                                      p.B * (g + 1) / groups, panel_parts<N>(p, C::kRh), arena);
+        chains.add().lay_out(rows[d], weights[d], forward[d], p.B * g / groups,
+                             p.B * (g + 1) / groups, panel_parts<N>(p, C::kRh), arena);
     }
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
   }
@@ -60,7 +59,7 @@ struct BackwardPass {
         each_gradient(to, sums[d], [](void*& t, void* sum, int64_t) { t = t ? sum : nullptr; });
       gradients[d].bind(rows[d], weights[d], b, to, lost[d]);
     }
-    for (int i = 0; i < chain_count; ++i) chains[i].bind(b);
+    for (int i = 0; i < chains.count(); ++i) chains[i].bind(b);
   }
 
   void pack(const BackwardBuffers& b, Team& team) const {
@@ -88,7 +87,7 @@ struct BackwardPass {
   void run_phase(int64_t j, Team& team) {
     const int64_t blocks = rows[0].block_count(), done = j - 1;
     if (shared_chain && j < blocks) chains[0].run_block(j);
-    const int64_t recurrent = j < blocks && !shared_chain ? chain_count : 0;
+    const int64_t recurrent = j < blocks && !shared_chain ? chains.count() : 0;
     const int64_t k[2] = {done < 0 ? 0 : rows[0].block_at(done),
                           done < 0 || p.directions == 1 ? 0 : rows[1].block_at(done)};
     const bool both = p.directions == 2, shared = both && k[0] == k[1];

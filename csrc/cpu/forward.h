@@ -390,8 +390,7 @@ inline int group_count(const Problem& p) {
 template <class C, class N>
 struct ForwardPass {
   ForwardWeights<C, N> weights[2];
-  ForwardChain<C, N> chains[2 * kMaxGroups];
-  int chain_count = 0;
+  UpTo<ForwardChain<C, N>, 2 * kMaxGroups> chains;
 
   explicit ForwardPass(const Problem& p, Arena& packed, Arena& workspace) {
     const int groups = group_count(p);
@@ -400,9 +399,9 @@ struct ForwardPass {
     for (int d = 0; d < p.directions; ++d) {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
-        chains[chain_count++].lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                                      panel_parts<N>(p, C::kRh), uses_once<N>(p, C::kRh),
-                                      weights[d], workspace);
+        chains.add().lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
+                             panel_parts<N>(p, C::kRh), uses_once<N>(p, C::kRh), weights[d],
+                             workspace);
     }
   }
 };
@@ -428,10 +427,10 @@ bool sequence_forward(const Problem& p, const ForwardBuffers& b) {
       pass.weights[i / panels].pack_panel(i % panels, b.weights[i / panels]);
     });
   }
-  for (int i = 0; i < pass.chain_count; ++i) pass.chains[i].bind(b);
+  for (int i = 0; i < pass.chains.count(); ++i) pass.chains[i].bind(b);
   if (p.B == 0 || team.asked_to_stop()) return !team.stopped();
   if (panel_parts<N>(p, C::kRh) > 1 && team.size() > 1) pass.chains[0].share(&team);
-  team.run_chains(pass.chain_count, pass.chains[0].block_count(),
+  team.run_chains(pass.chains.count(), pass.chains[0].block_count(),
                   [&](int64_t chain, int64_t block) { pass.chains[chain].run_block(block); });
   return !team.stopped();
 }

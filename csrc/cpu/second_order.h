@@ -206,16 +206,15 @@ class SecondOrderChain {
 template <class C, class N>
 struct SecondOrderPass {
   SecondOrderWeights<C, N> weights;
-  SecondOrderChain<C, N> chains[kMaxGroups];
-  int chain_count;
+  UpTo<SecondOrderChain<C, N>, kMaxGroups> chains;
 
-  SecondOrderPass(const Problem& p, int64_t rows, Arena& arena) : chain_count(group_count(p)) {
+  SecondOrderPass(const Problem& p, int64_t rows, Arena& arena) {
+    const int groups = group_count(p);
     using Chain = SecondOrderChain<C, N>;
     weights.lay_out(p, arena);
     auto* record = arena.take<typename N::Value>(rows * Chain::kRecorded * p.H);
-    for (int g = 0; g < chain_count; ++g)
-      chains[g].lay_out(p, record, weights, p.B * g / chain_count, p.B * (g + 1) / chain_count,
-                        arena);
+    for (int g = 0; g < groups; ++g)
+      chains.add().lay_out(p, record, weights, p.B * g / groups, p.B * (g + 1) / groups, arena);
   }
 };
 
@@ -235,8 +234,8 @@ bool second_order(const Problem& p, const SecondOrderBuffers& b) {
     pass.weights.pack_panel(i, static_cast<const typename N::Storage*>(b.w_hh));
   });
   if (team.stopped()) return false;
-  for (int g = 0; g < pass.chain_count; ++g) pass.chains[g].bind(b);
-  team.run_chains(pass.chain_count, 2 * p.T,
+  for (int g = 0; g < pass.chains.count(); ++g) pass.chains[g].bind(b);
+  team.run_chains(pass.chains.count(), 2 * p.T,
                   [&](int64_t chain, int64_t i) { pass.chains[chain].run_step(i); });
   return !team.stopped();
 }
