@@ -27,8 +27,9 @@ struct Gru {
   template <class V>
   FASTRNN_HD static void forward(const In<V>& in, const Options&, Arr<V, kState>& next,
                                  Arr<V, kSaved>& saved) {
-    const V r = sigmoid(in.wx[0] + in.rh[0]);
-    const V z = sigmoid(in.wx[1] + in.rh[1]);
+    Arr<V, 2> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1]};
+    activate<2>(gates);
+    const V r = gates[0], z = gates[1];
     const V n = tanh(fma(r, in.rh[2], in.wx[2]));
     next[0] = fma(z, in.prev[0] - n, n);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = in.rh[2];

@@ -27,10 +27,10 @@ struct Lstm {
   template <class V>
   FASTRNN_HD static void forward(const In<V>& in, const Options&, Arr<V, kState>& next,
                                  Arr<V, kSaved>& saved) {
-    const V i = sigmoid(in.wx[0] + in.rh[0]);
-    const V f = sigmoid(in.wx[1] + in.rh[1]);
-    const V g = tanh(in.wx[2] + in.rh[2]);
-    const V o = sigmoid(in.wx[3] + in.rh[3]);
+    Arr<V, 4> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1], in.wx[3] + in.rh[3],
+                       in.wx[2] + in.rh[2]};
+    activate<3>(gates);
+    const V i = gates[0], f = gates[1], o = gates[2], g = gates[3];
     const V c = fma(f, in.prev[1], i * g);
     next[0] = o * tanh(c);
     next[1] = c;

@@ -1,6 +1,6 @@
 // Vec<T>: a register of floats or doubles of the ISA being compiled. The arithmetic that compilers
 // generate for vector types is written once here; vec_<isa>.h gives the width and what needs
-// intrinsics: fused multiply-add, partial loads and stores, scaling by a power of two.
+// intrinsics: fused multiply-add, partial loads and stores, powers of two, reciprocals.
 #pragma once
 
 #include <cstddef>
@@ -67,16 +67,21 @@ struct Vec<int32_t> {
 template <class T>
 struct ExpCoefficients;
 
-// expm1(r) = r + r^2 q(r) for |r| <= ln(2) / 2, q a near-minimax polynomial (Remez exchange on the
-// error relative to r). ln2 is split so that n * ln2_high is exact for every n that occurs; adding
-// `round` (1.5 * 2^(mantissa bits)) and subtracting it rounds to an integer.
+// expm1(r) = r + r^2 q(r) for |r| <= ln(2) / 2, q a near-minimax polynomial in the error relative
+// to r. That lies far below rounding, since what does not average out adds up in long sums. ln2 is
+// split so that n * ln2_high is exact for every n that occurs; adding `round` (1.5 * 2^(mantissa
+// bits)) and subtracting it rounds to an integer.
 template <>
 struct ExpCoefficients<float> {
-  static constexpr float q[] = {0.50000000621f, 0.166665427944f, 0.0416662813041f,
-                                0.00836661057825f, 0.00139465043208f};
+  static constexpr float q[] = {0.5f,
+                                0.166666671634f,
+                                0.0416664890945f,
+                                0.0083332080394f,
+                                0.00139326741919f,
+                                0.000199442671146f};
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float round = 12582912.0f;
-  static constexpr float sigmoid_low = -89.0f;  // exp(89) overflows: sigmoid(-89) is 0
+  static constexpr float sigmoid_low = -89.0f;  // 2^128 is infinite: sigmoid(-89) is 0
   static constexpr float sigmoid_high = 86.0f;  // exp(-86) is normal: sigmoid(86) rounds to 1
   static constexpr float tanh_limit = 20.0f;    // of 2|x|: tanh(10) rounds to 1
 };
@@ -94,41 +99,72 @@ struct ExpCoefficients<double> {
   static constexpr double tanh_limit = 40.0;
 };
 
-// x = n ln2 + r; returns expm1(r) and sets n.
-template <class T>
-FASTRNN_HD Vec<T> reduced_expm1(Vec<T> x, Vec<T>& n) {
+// Calls f(begin), ..., f(end - 1).
+template <int begin, int end, class F>
+FASTRNN_HD void for_each(const F& f) {
+#pragma GCC unroll 16
+  for (int i = begin; i < end; ++i) f(i);
+}
+
+// sigmoid of the first S of N vectors and tanh of the others, in place:
+//   sigmoid(x) = 1 / (1 + e^-x);
+//   tanh|x| = e / (e + 2) with e = expm1(2|x|), which neither cancels nor overflows.
+// Each operation is done for all before the next one: of one chain that waits for itself after the
+// other, processors start no more than their schedulers hold.
+template <int S, class T, int N>
+FASTRNN_HD void sigmoids_and_tanhs(Vec<T> (&x)[N]) {
   using E = ExpCoefficients<T>;
   using V = Vec<T>;
-  n = fma(x, V(E::log2e), V(E::round)) - V(E::round);
-  const V r = fnma(n, V(E::ln2_low), fnma(n, V(E::ln2_high), x));
-  constexpr int degree = sizeof E::q / sizeof(T) - 1;
-  V q = V(E::q[degree]);
-#pragma GCC unroll 16
-  for (int i = degree - 1; i >= 0; --i) q = fma(q, r, V(E::q[i]));
-  return fma(q, r * r, r);
+  V r[N], n[N], square[N], q[N];
+  for_each<0, S>([&](int i) { r[i] = native_min(V(-E::sigmoid_low).v, -x[i].v); });
+  for_each<S, N>([&](int i) { r[i] = native_abs(x[i].v); });
+  for_each<0, S>([&](int i) { r[i] = native_max(V(-E::sigmoid_high).v, r[i].v); });
+  for_each<S, N>([&](int i) { r[i] = native_min(V(E::tanh_limit).v, (r[i] + r[i]).v); });
+
+  // What is in r is n ln2 + r with |r| <= ln2 / 2; then expm1(r) = q r^2 + r.
+  for_each<0, N>([&](int i) { n[i] = fma(r[i], V(E::log2e), V(E::round)); });
+  for_each<0, N>([&](int i) { n[i] = n[i] - V(E::round); });
+  for_each<0, N>([&](int i) { r[i] = fnma(n[i], V(E::ln2_high), r[i]); });
+  for_each<0, N>([&](int i) { r[i] = fnma(n[i], V(E::ln2_low), r[i]); });
+  // In pairs of terms, half as long a chain as one by one.
+  constexpr int terms = sizeof E::q / sizeof(T), last = terms - 1;
+  for_each<0, N>([&](int i) {
+    square[i] = r[i] * r[i];
+    q[i] = terms % 2 ? V(E::q[last]) : fma(V(E::q[last]), r[i], V(E::q[last - 1]));
+  });
+#pragma GCC unroll 8
+  for (int k = terms - 4 + terms % 2; k >= 0; k -= 2) {
+    V pair[N];
+    for_each<0, N>([&](int i) { pair[i] = fma(V(E::q[k + 1]), r[i], V(E::q[k])); });
+    for_each<0, N>([&](int i) { q[i] = fma(q[i], square[i], pair[i]); });
+  }
+
+  for_each<0, N>([&](int i) { q[i] = fma(q[i], square[i], r[i]); });
+  for_each<0, S>([&](int i) { q[i] = q[i] + V(1); });
+  for_each<0, N>([&](int i) { n[i] = native_power_of_two(n[i].v); });
+  for_each<0, S>([&](int i) { q[i] = fma(q[i], n[i], V(1)); });
+  for_each<S, N>([&](int i) { q[i] = fma(n[i], q[i], n[i] - V(1)); });
+  for_each<0, S>([&](int i) { x[i] = native_reciprocal(q[i].v); });
+  for_each<S, N>([&](int i) { x[i] = native_copy_sign((q[i] / (q[i] + V(2))).v, x[i].v); });
 }
 
 template <class T>
 FASTRNN_HD Vec<T> sigmoid(Vec<T> x) {
-  using V = Vec<T>;
-  using E = ExpCoefficients<T>;
-  const Native<T> t = native_max(V(-E::sigmoid_high).v, native_min(V(-E::sigmoid_low).v, -x.v));
-  V n;
-  const V p = reduced_expm1<T>(t, n) + V(1);
-  return V(1) / (V(1) + V(native_scale(p.v, n.v)));
+  Vec<T> y[] = {x};
+  sigmoids_and_tanhs<1>(y);
+  return y[0];
 }
 
-// tanh|x| = e / (e + 2) with e = expm1(2|x|), which neither cancels nor overflows.
 template <class T>
 FASTRNN_HD Vec<T> tanh(Vec<T> x) {
-  using V = Vec<T>;
-  constexpr T limit = ExpCoefficients<T>::tanh_limit;
-  const Native<T> magnitude = native_abs(x.v);
-  V n;
-  const V p = reduced_expm1<T>(native_min(V(limit).v, magnitude + magnitude), n);
-  const V s = native_power_of_two(n.v);
-  const V e = fma(s, p, s - V(1));
-  return native_copy_sign((e / (e + V(2))).v, x.v);
+  Vec<T> y[] = {x};
+  sigmoids_and_tanhs<0>(y);
+  return y[0];
+}
+
+template <int S, class T, int N>
+FASTRNN_HD void activate(Arr<Vec<T>, N>& x) {
+  sigmoids_and_tanhs<S>(x.values);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -37,6 +37,10 @@ FASTRNN_HD Native<double> native_max(Native<double> a, Native<double> b) {
   return _mm256_max_pd(a, b);
 }
 
+FASTRNN_HD Bits<double> native_product_of_halves(Bits<double> words) {
+  return (Bits<double>)_mm256_mul_epu32((__m256i)words, (__m256i)(words >> 32));
+}
+
 // Element i is selected when i < n.
 FASTRNN_HD __m256i first_lanes(const float*, int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

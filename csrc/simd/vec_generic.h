@@ -54,6 +54,12 @@ FASTRNN_HD N native_copy_sign(N x, N sign_of) {
   return (N)((Bits<T>)x | ((Bits<T>)sign_of & sign));
 }
 
+// 1 / d for d from 1 to infinity.
+template <class N>
+FASTRNN_HD N native_reciprocal(N d) {
+  return 1 / d;
+}
+
 // NaN in b comes out; the ISAs' own instructions do the same.
 template <class N>
 FASTRNN_HD N native_min(N a, N b) {
@@ -64,20 +70,20 @@ FASTRNN_HD N native_max(N a, N b) {
   return a > b ? a : b;
 }
 
-// 2^(n + more) in the range of normal numbers, n integral.
-template <int more = 0, class N>
+// 2^n, n integral, in the range of normal numbers or the next one, which is infinity.
+template <class N>
 FASTRNN_HD N native_power_of_two(N n) {
   using T = ScalarOf<N>;
   using I = Integer<T>;
   // n + round leaves n in the low mantissa bits, without a float-to-integer conversion
   constexpr T round = T(typename I::type(3) << (I::kMantissa - 1));
-  return (N)(((Bits<T>)(n + round) + (I::kBias + more)) << I::kMantissa);
+  return (N)(((Bits<T>)(n + round) + I::kBias) << I::kMantissa);
 }
 
-// p * 2^n, n integral, no less than what makes 2^(n - 1) normal and up to one more than 2^n allows.
-template <class N>
-FASTRNN_HD N native_scale(N p, N n) {
-  return p * native_power_of_two<-1>(n) * ScalarOf<N>(2);
+// Of each 64-bit word the product of its halves.
+template <class W>
+FASTRNN_HD W native_product_of_halves(W words) {
+  return (words & 0xffffffffu) * (words >> 32);
 }
 
 // As many 16-bit numbers as there are floats in a register.
