@@ -287,12 +287,19 @@ class BackwardChain {
       for (int s = 1; s < C::kState; ++s) states[s] = previous_state(s, t, b);
       auto* to = block.d + q_->row_in_block(t, b) * q_->ld_d;
       T* dgates = q_->dgates ? q_->dgates + (q_->time.first(t) + b) * kKept<C> * H : nullptr;
+      // What forward saved of the step that comes next has left L2 long ago, and lies in pieces.
+      const int64_t then = q_->time.before(t);
+      const bool far = !replays<C>(*q_->p) && b < q_->time.active(then);
+      const T* next = far ? q_->saved_row(then, b) : kept;
       for (int c = 0; c < columns; ++c, g += W) {
         const int64_t u = (p * kMaxColumns + c) * W;
         const int n = int(smaller(W, H - u));
         Arr<V, C::kSaved> saved;
         Arr<V, C::kState> prev, ds;
-        for (int i = 0; i < C::kSaved; ++i) saved[i] = V::load(kept + i * H + u, n);
+        for (int i = 0; i < C::kSaved; ++i) {
+          saved[i] = V::load(kept + i * H + u, n);
+          __builtin_prefetch(next + i * H + u, 0, 2);
+        }
         V dh = V::load(g);
         if (dy) dh = dh + load_value(dy + u, n);
         if (C::kHoldsOutput) {

@@ -125,7 +125,7 @@ inline uint64_t mix(uint64_t x) {
 // counts; and of the first sum so far and the product of a word's halves, rotated at every word, so
 // that places count and that changes which cancel in one sum do not in the other.
 struct HashLanes {
-  typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
+  using Words = Bits<double>;
   static constexpr int kVectors = 4, kWords = kVectors * kVectorBytes / 8;
   Words key[kVectors], sum[kVectors] = {}, places[kVectors] = {};
 
@@ -144,10 +144,9 @@ struct HashLanes {
       for (int i = 0; i < kVectors; ++i) {
         Words w;
         __builtin_memcpy(&w, p + i * kVectorBytes, sizeof w);
-        const Words v = w ^ l.key[i];
         l.sum[i] += w;
-        l.places[i] =
-            (l.places[i] << 5 | l.places[i] >> 59) + l.sum[i] + (v & 0xffffffffu) * (v >> 32);
+        l.places[i] = (l.places[i] << 5 | l.places[i] >> 59) + l.sum[i] +
+                      native_product_of_halves(w ^ l.key[i]);
       }
     }
     *this = l;
