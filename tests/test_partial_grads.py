@@ -22,12 +22,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     record: list[tuple[str, dict[str, Any]]] = []
     names = {
         "forward": (
-            "problem x x_step x_row offsets table h0 c0 weights y y_step y_row h_n c_n reserve "
-            "packed repack workspace"
+            "problem inputs offsets table y y_step y_row h_n c_n reserve packed repack workspace"
         ).split(),
         "backward": (
-            "problem x x_step x_row offsets table h0 c0 weights y y_step y_row reserve dy dy_step "
-            "dy_row dh_n dc_n dx dx_step dx_row dh0 dc0 dweights dgates workspace"
+            "problem inputs offsets table y y_step y_row reserve dy dy_step dy_row dh_n dc_n "
+            "dx dx_step dx_row dh0 dc0 dweights dgates workspace"
         ).split(),
     }
 

@@ -1,5 +1,5 @@
 // fastrnn._core: the C++ interface with pointers as integers. Python's _ops.py checks tensors;
-// nothing here knows them.
+// here only tensors.cpp knows them.
 #include <fastrnn/fastrnn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,17 +11,15 @@
 #include <optional>
 
 #include "../check.h"
+#include "inputs.h"
 #include "reservoir.h"
+#include "tensors.h"
 #include "unlocked.h"
 
 namespace py = pybind11;
 namespace fr = fastrnn;
 
 namespace {
-
-using Pointer = uintptr_t;
-
-void* at(Pointer p) { return reinterpret_cast<void*>(p); }
 
 fr::Dtype dtype_from_name(const std::string& name) {
   constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16", "int8"};
@@ -54,77 +52,52 @@ SizedProblem make_problem(const std::string& cell, const std::string& dtype,
   return {p, fr::sizes(p)};
 }
 
-// Of each direction; 8-bit weights are followed by their three scales.
-constexpr size_t kWeights = 5, kWithScales = 8;
-
-void check_count(size_t directions, size_t each, size_t count, const char* what) {
-  FASTRNN_CHECK(count == each * directions,
-                what << " must have " << each * directions << " entries, got " << count);
-}
-
-// The weights of each direction, or of each layer of a stream.
-std::vector<fr::Weights> read_weights(const fr::Problem& p, size_t count,
-                                      const std::vector<Pointer>& from) {
-  const size_t each = p.dtype == fr::Dtype::kInt8 ? kWithScales : kWeights;
-  check_count(count, each, from.size(), "weights");
-  std::vector<fr::Weights> to;
-  for (const Pointer* w = from.data(); to.size() < count; w += each) {
-    to.push_back({at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])});
-    if (each == kWeights) continue;
-    to.back().scale_ih = static_cast<const float*>(at(w[5]));
-    to.back().scale_hh = static_cast<const float*>(at(w[6]));
-    to.back().scale_hr = static_cast<const float*>(at(w[7]));
-  }
-  return to;
-}
-
-void read_weights(const fr::Problem& p, const std::vector<Pointer>& from, fr::Weights* to) {
-  for (const fr::Weights& w : read_weights(p, size_t(p.directions), from)) *to++ = w;
-}
-
 using Table = std::array<Pointer, 3>;  // rows, T, B
 
 fr::RowTable read_table(const Table& from) {
   return {static_cast<const int64_t*>(at(from[0])), int64_t(from[1]), int64_t(from[2])};
 }
 
-void forward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-             const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
-             Pointer y, int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
-             Pointer packed, bool repack, Pointer workspace) {
-  fr::ForwardBuffers b;
-  b.x = at(x), b.x_strides = {x_step, x_row};
+// What forward() and backward() have in common.
+template <class Buffers>
+Buffers with_inputs(const Inputs& inputs, Pointer offsets, const Table& table) {
+  Buffers b;
+  b.x = inputs.x, b.x_strides = inputs.x_strides;
   b.offsets = static_cast<const int64_t*>(at(offsets));
   b.table = read_table(table);
-  b.h0 = at(h0), b.c0 = at(c0);
-  read_weights(sized.problem, weights, b.weights);
+  b.h0 = inputs.h0, b.c0 = inputs.c0;
+  std::copy(std::begin(inputs.weights), std::end(inputs.weights), b.weights);
+  return b;
+}
+
+void forward(const SizedProblem& sized, const Inputs& inputs, Pointer offsets, const Table& table,
+             Pointer y, int64_t y_step, int64_t y_row, Pointer h_n, Pointer c_n, Pointer reserve,
+             Pointer packed, bool repack, Pointer workspace) {
+  auto b = with_inputs<fr::ForwardBuffers>(inputs, offsets, table);
   b.y = at(y), b.y_strides = {y_step, y_row};
   b.h_n = at(h_n), b.c_n = at(c_n), b.reserve = at(reserve);
   b.packed = at(packed), b.repack = repack, b.workspace = at(workspace);
   run_unlocked(b, [&] { return fr::forward(sized.problem, b); });
 }
 
-void backward(const SizedProblem& sized, Pointer x, int64_t x_step, int64_t x_row, Pointer offsets,
-              const Table& table, Pointer h0, Pointer c0, const std::vector<Pointer>& weights,
+void backward(const SizedProblem& sized, const Inputs& inputs, Pointer offsets, const Table& table,
               Pointer y, int64_t y_step, int64_t y_row, Pointer reserve, Pointer dy,
               int64_t dy_step, int64_t dy_row, Pointer dh_n, Pointer dc_n, Pointer dx,
               int64_t dx_step, int64_t dx_row, Pointer dh0, Pointer dc0,
               const std::vector<Pointer>& dweights, Pointer dgates, Pointer workspace) {
-  fr::BackwardBuffers b;
-  b.x = at(x), b.x_strides = {x_step, x_row};
-  b.offsets = static_cast<const int64_t*>(at(offsets));
-  b.table = read_table(table);
-  b.h0 = at(h0), b.c0 = at(c0);
-  read_weights(sized.problem, weights, b.weights);
+  auto b = with_inputs<fr::BackwardBuffers>(inputs, offsets, table);
   b.y = at(y), b.y_strides = {y_step, y_row};
   b.reserve = at(reserve);
   b.dy = at(dy), b.dy_strides = {dy_step, dy_row};
   b.dh_n = at(dh_n), b.dc_n = at(dc_n);
   b.dx = at(dx), b.dx_strides = {dx_step, dx_row};
   b.dh0 = at(dh0), b.dc0 = at(dc0);
-  check_count(size_t(sized.problem.directions), kWeights, dweights.size(), "dweights");
+  constexpr size_t each = kMatricesAndBiases;
+  const size_t count = each * size_t(sized.problem.directions);
+  FASTRNN_CHECK(dweights.size() == count,
+                "dweights must have " << count << " entries, got " << dweights.size());
   for (int d = 0; d < sized.problem.directions; ++d) {
-    const Pointer* w = dweights.data() + kWeights * size_t(d);
+    const Pointer* w = dweights.data() + each * size_t(d);
     b.gradients[d] = {at(w[0]), at(w[1]), at(w[2]), at(w[3]), at(w[4])};
   }
   b.dgates = at(dgates);
@@ -205,7 +178,11 @@ void load_stream(PythonStream& stream, const std::vector<Pointer>& from) {
   stream.load(read_weights(stream.problem, size_t(stream.layers), from).data());
 }
 
-py::bytes fingerprint(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
+py::bytes as_bytes(const fr::Fingerprint& f) {
+  return py::bytes(reinterpret_cast<const char*>(f.words), sizeof f.words);
+}
+
+py::bytes fingerprint_of(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
   FASTRNN_CHECK(pointers.size() == bytes.size(), "pointers and sizes must be equally many");
   std::vector<const void*> buffers;
   buffers.reserve(pointers.size());
@@ -215,7 +192,16 @@ py::bytes fingerprint(const std::vector<Pointer>& pointers, const std::vector<si
     py::gil_scoped_release unlocked;
     f = fr::fingerprint(buffers.data(), bytes.data(), buffers.size());
   }
-  return py::bytes(reinterpret_cast<const char*>(f.words), sizeof f.words);
+  return as_bytes(f);
+}
+
+py::bytes fingerprint_of_inputs(const SizedProblem& sized, const Inputs& inputs) {
+  constexpr size_t kLong = 1 << 18;  // to wait for the GIL may take longer than to read less
+  std::optional<py::gil_scoped_release> unlocked;
+  if (sized.sizes.packed > kLong) unlocked.emplace();
+  const fr::Fingerprint f = fingerprint(sized.problem, inputs);
+  unlocked.reset();
+  return as_bytes(f);
 }
 
 double read_bandwidth(size_t bytes, double seconds) {
@@ -244,12 +230,24 @@ PYBIND11_MODULE(_core, m) {
     d["of_recurrent"] = std::vector<int>(info.of_recurrent, info.of_recurrent + info.gates);
     return d;
   });
+  m.def("use_tensors", &use_tensors);
+  py::class_<Inputs>(m, "Inputs");
   py::class_<SizedProblem>(m, "Problem")
       .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
            py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
            py::arg("directions"), py::arg("reverse"), py::arg("bias"), py::arg("ragged"),
            py::arg("training"), py::arg("checkpoint_every"), py::arg("threads"),
            py::arg("samples") = 1)
+      .def("inputs",
+           [](const SizedProblem& p, Pointer x, int64_t x_step, int64_t x_row, Pointer h0,
+              Pointer c0, const std::vector<Pointer>& weights) {
+             return make_inputs(p.problem, x, x_step, x_row, h0, c0, weights);
+           })
+      .def("read_inputs",
+           [](const SizedProblem& p, py::handle x, py::handle h0, py::handle c0,
+              const py::sequence& weights, bool batch_first,
+              bool step) { return read_inputs(p.problem, x, h0, c0, weights, batch_first, step); })
+      .def("fingerprint", &fingerprint_of_inputs)
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("packs_as_used",
                              [](const SizedProblem& p) { return p.sizes.packs_as_used; })
@@ -275,7 +273,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("segments", &segments, py::arg("T"), py::arg("B"), py::arg("lengths").noconvert(),
         py::arg("reset").noconvert());
-  m.def("fingerprint", &fingerprint);
+  m.def("fingerprint", &fingerprint_of);
   m.def(
       "fma_peak",
       [](double seconds, const std::string& dtype) {

@@ -1,11 +1,16 @@
 """Types of the compiled module. Pointers are integers, 0 stands for an absent buffer."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
+
+class Inputs:
+    """Where x, the initial states and the weights of a call are; the tensors must stay."""
 
 class Problem:
     """One layer over one batch: every size and layout follows from it (csrc/include/fastrnn.h)."""
@@ -29,6 +34,20 @@ class Problem:
         threads: int,
         samples: int = 1,
     ) -> None: ...
+    def inputs(
+        self, x: int, x_step: int, x_row: int, h0: int, c0: int, weights: list[int], /
+    ) -> Inputs: ...
+    def read_inputs(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor | None],
+        batch_first: bool,
+        step: bool,
+        /,
+    ) -> Inputs | None: ...
+    def fingerprint(self, inputs: Inputs, /) -> bytes: ...
     @property
     def packed_bytes(self) -> int: ...
     @property
@@ -52,6 +71,7 @@ class Stream:
 def segments(
     T: int, B: int, lengths: Ints | None, reset: npt.NDArray[np.bool_] | None
 ) -> tuple[int, int, int, int, Ints, Ints, Ints, npt.NDArray[np.bool_], Ints]: ...
+def use_tensors(types: list[type], table: object, /) -> None: ...
 def version() -> str: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
@@ -71,14 +91,9 @@ class _CellInfo(TypedDict):
 def cell_info(name: str) -> _CellInfo: ...
 def forward(
     problem: Problem,
-    x: int,
-    x_step: int,
-    x_row: int,
+    inputs: Inputs,
     offsets: int,
     table: tuple[int, int, int],
-    h0: int,
-    c0: int,
-    weights: list[int],
     y: int,
     y_step: int,
     y_row: int,
@@ -92,14 +107,9 @@ def forward(
 ) -> None: ...
 def backward(
     problem: Problem,
-    x: int,
-    x_step: int,
-    x_row: int,
+    inputs: Inputs,
     offsets: int,
     table: tuple[int, int, int],
-    h0: int,
-    c0: int,
-    weights: list[int],
     y: int,
     y_step: int,
     y_row: int,

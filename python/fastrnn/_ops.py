@@ -2,20 +2,18 @@
 
 Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
 dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``. What has been
-checked goes to ``_cuda_ops`` if it is on a GPU (``_cuda_device.takes``).
+checked goes to ``_cuda_ops`` if it is on a GPU.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
+from . import _checks, _cuda_ops, _errors, _memory
 from ._problem import Layer, Ragged
 
 try:
@@ -44,20 +42,12 @@ LARGE = 4 << 20
 LARGE_WEIGHTS = 1 << 20
 """Bytes from which one step keeps no packed weights: fingerprint and copy would read them twice."""
 
-core = (
-    _core  # for _engine_chains, reservoir._engine, _variable_length: they have checks of their own
-)
+core = _core
+"""For _engine_chains, _stream_ops, _variable_length, reservoir._engine: these check themselves."""
+# torch 2.10 has this table; without it every tensor is checked property by property.
+_core.use_tensors(list(_checks.PLAIN), getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
-
-
-class _StreamLike(Protocol):
-    batch_size: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def cell_dtype(self) -> torch.dtype: ...
 
 
 def version() -> str:
@@ -99,16 +89,15 @@ def _aligned(size: int) -> int:
 class _Plan:
     """A problem and the sizes of its buffers in bytes."""
 
-    __slots__ = "backward_workspace packed packing problem saved weights workspace".split()
+    __slots__ = "backward_workspace packed packing problem saved workspace".split()
 
-    def __init__(self, problem: _core.Problem, layer: Layer, dtype: torch.dtype, isa: str) -> None:
+    def __init__(self, problem: _core.Problem, dtype: torch.dtype, isa: str) -> None:
         self.problem = problem
         self.packed = _aligned(problem.packed_bytes)
         self.packing = (isa, dtype, self.packed)
         self.workspace = _aligned(problem.workspace_bytes)
         self.backward_workspace = _aligned(problem.backward_workspace_bytes)
         self.saved = problem.saved
-        self.weights = [0 if s is None else math.prod(s) * dtype.itemsize for s in layer.shapes]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -142,7 +131,22 @@ def _plan(
         threads=threads,
         samples=samples,
     )
-    return _Plan(problem, layer, dtype, isa)
+    return _Plan(problem, dtype, isa)
+
+
+def _plan_now(
+    layer: Layer,
+    dtype: torch.dtype,
+    T: int,
+    B: int,
+    ragged: bool,
+    training: bool,
+    checkpoint_every: int,
+    samples: int = 1,
+) -> _Plan:
+    """Return the plan for the threads and the instruction set that are now in use."""
+    now = torch.get_num_threads(), _core.isa()
+    return _plan(layer, dtype, T, B, ragged, training, checkpoint_every, *now, samples)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -182,13 +186,21 @@ def _table(ragged: Ragged | None) -> tuple[int, int, int]:
     return ragged.rows.data_ptr(), *ragged.padded
 
 
+def _strides(layer: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many elements lie between two steps, and between two rows, of a new output."""
+    width = shape[-1]
+    if len(shape) == 2:
+        return 0, width
+    return (width, shape[1] * width) if layer.y_batch_first else (shape[1] * width, width)
+
+
 def _reserve(layer: Layer, x: Tensor, T: int, B: int, ragged: Ragged | None) -> Tensor | None:
     shape = _checks.reserve_shape(layer, T, B, ragged, saved_values(layer))
     return x.new_empty(shape, dtype=_checks.value_dtype(x.dtype)) if shape[2] else None
 
 
 def _packed(
-    layer: Layer, plan: _Plan, addresses: list[int], cache: PackedCache
+    layer: Layer, plan: _Plan, inputs: _core.Inputs, cache: PackedCache
 ) -> tuple[Tensor, tuple[object, Tensor] | None]:
     """Return memory for packed weights, and the entry to cache once they have been packed.
 
@@ -196,7 +208,7 @@ def _packed(
     fused optimizers, writes through ``.data`` or numpy, or other processes. Quantized weights are
     never changed in place; who replaces them drops the cache.
     """
-    content = None if layer.quantized else _core.fingerprint(addresses, plan.weights)
+    content = None if layer.quantized else plan.problem.fingerprint(inputs)
     key = (content, plan.packing)
     entry = cache.get(layer.index)
     if entry is not None and entry[0] == key:
@@ -232,11 +244,56 @@ def _checked(
     return addresses, h0_address, c0_address, (copies, h0, c0)
 
 
+def _prepared(
+    layer: Layer,
+    x: Tensor,
+    ragged: Ragged | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    sizes: tuple[int, int],
+    training: bool,
+    samples: int = 1,
+) -> tuple[_Plan, _core.Inputs, object]:
+    """Make the plan of a call on the CPU, and check what the call reads.
+
+    Tensors that have nothing special about them the module reads by itself, in a tenth of the time
+    that a look at each of their properties takes. That a view is negated it cannot see: a weight of
+    a single number may be (see ``_checks.weights``), and x and states anyhow.
+
+    Returns:
+        The plan; where x, the initial states and the weights are; and what must live as long as
+        these are used.
+    """
+    T, B = sizes
+    every = layer.checkpoint_steps(T) if training else 0
+    try:
+        plan = _plan_now(layer, x.dtype, T, B, ragged is not None, training, every, samples)
+    except ValueError:
+        _checked(layer, x, h0, c0, weights, B, False)  # these may know better what is wrong
+        raise
+    if layer.hidden_size > 1:
+        own = plan.problem.read_inputs(x, h0, c0, weights, layer.x_batch_first, layer.step)
+        if own is not None and not (
+            x.is_neg() or (h0 is not None and h0.is_neg()) or (c0 is not None and c0.is_neg())
+        ):
+            return plan, own, None
+    addresses, h0_address, c0_address, alive = _checked(layer, x, h0, c0, weights, B, False)
+    x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
+    own = plan.problem.inputs(*x_rows, h0_address, c0_address, addresses)
+    return plan, own, (x, alive)
+
+
+def stream_problem(layer: Layer, dtype: torch.dtype, batch: int) -> _core.Problem:
+    """Return the engine's problem of a stream's first layer: one step, on one thread."""
+    return _plan(layer, dtype, 1, batch, False, False, 0, 1, _core.isa()).problem
+
+
 def training_problem(
     layer: Layer, dtype: torch.dtype, T: int, B: int, ragged: bool
 ) -> _core.Problem:
     """Return the engine's problem of a training pass that keeps every step."""
-    return _plan(layer, dtype, T, B, ragged, True, 0, torch.get_num_threads(), _core.isa()).problem
+    return _plan_now(layer, dtype, T, B, ragged, True, 0).problem
 
 
 def forward(
@@ -271,7 +328,11 @@ def forward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
+    on_cpu = not fake and x.is_cpu and B > 0 and x.dtype in _checks.DTYPES
+    if on_cpu:
+        plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, (T, B), training)
+    else:
+        addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     y = x.new_empty(*y_shape) if B else x.new_zeros(y_shape)
     h_n, c_n = _checks.final_states(layer, x, B) if out is None else out
     reserve = _reserve(layer, x, T, B, ragged) if training else None
@@ -279,7 +340,7 @@ def forward(
         return y, h_n, c_n, reserve
     if type(y) is not Tensor and _checks.is_fake(layer.owner, "input", y):
         raise _errors.hidden_memory(layer.owner)
-    if _cuda_device.takes(x):
+    if not on_cpu:
         _checks.address(layer, "input", x)  # torch's products would meet it first
         states = (h0, c0), (h0_address, c0_address)
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
@@ -289,11 +350,6 @@ def forward(
     large_pages(y)
     if reserve is not None:
         large_pages(reserve)
-    threads = torch.get_num_threads()
-    checkpoint_every = layer.checkpoint_steps(T) if training else 0
-    plan = _plan(
-        layer, x.dtype, T, B, ragged is not None, training, checkpoint_every, threads, _core.isa()
-    )
     size = plan.workspace
     if h_n is None:
         h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
@@ -305,21 +361,17 @@ def forward(
         taken = scratch_memory.take(size)
         packed_address = taken[0] + packed_at
     else:
-        packed, fresh = _packed(layer, plan, addresses, cache)
+        packed, fresh = _packed(layer, plan, inputs, cache)
         repack, packed_address = fresh is not None, packed.data_ptr()
         taken = scratch_memory.take(size)
     scratch = taken[0]
-    x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
-    _y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     _core.forward(
         plan.problem,
-        *x_rows,
+        inputs,
         0 if ragged is None else ragged.offsets.data_ptr(),
         _table(ragged),
-        h0_address,
-        c0_address,
-        addresses,
-        *y_rows,
+        y.data_ptr(),
+        *_strides(layer, y_shape),
         scratch + h_n_at if h_n is None else h_n.data_ptr(),
         _pointer(c_n),
         _pointer(reserve),
@@ -370,14 +422,19 @@ def backward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
+    on_cpu = not fake and x.is_cpu and B > 0 and x.dtype in _checks.DTYPES
+    if on_cpu:
+        run = (T, B), True, samples or 1
+        plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, *run)
+    else:
+        addresses, h0_address, c0_address, _alive = _checked(layer, x, h0, c0, weights, B, fake)
     if fake or B == 0:
         results = _checks.allocated((x, h0, c0), weights, wanted, samples)
         return results if fake else tuple(None if t is None else t.zero_() for t in results)
     dy, dh_n, dc_n = _checks.gradients(layer, x, B, y_shape, gradients)
     reserve_shape = _checks.reserve_shape(layer, T, B, ragged, saved_values(layer))
     y, reserve = _checks.saved(layer, x, y_shape, reserve_shape, outputs)
-    if _cuda_device.takes(x):
+    if not on_cpu:
         _checks.address(layer, "input", x)  # torch's products would meet it first
         states = (h0, c0), (h0_address, c0_address)
         call = _cuda_ops.Call(layer, ragged, T, B, x, weights, addresses, *states)
@@ -385,16 +442,12 @@ def backward(
 
     results = _checks.allocated((x, h0, c0), weights, wanted, samples)
     dx, dh0, dc0, *dweights = results
-    x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     y, y_rows = _checks.rows(layer, "output", y, layer.y_batch_first)
     dy_rows = dx_rows = (0, 0, 0)
     if dy is not None:
         dy, dy_rows = _checks.rows(layer, "the gradient of the output", dy, layer.y_batch_first)
     if dx is not None:
         dx, dx_rows = _checks.rows(layer, "the gradient of the input", dx, layer.x_batch_first)
-    every = layer.checkpoint_steps(T)
-    run = (True, every, torch.get_num_threads(), _core.isa(), samples or 1)
-    plan = _plan(layer, x.dtype, T, B, ragged is not None, *run)
     if samples or plan.backward_workspace >= LARGE:  # else no gradient is that large
         for result in results:
             if result is not None:
@@ -402,12 +455,9 @@ def backward(
     taken = scratch_memory.take(plan.backward_workspace)
     _core.backward(
         plan.problem,
-        *x_rows,
+        inputs,
         0 if ragged is None else ragged.offsets.data_ptr(),
         _table(ragged),
-        h0_address,
-        c0_address,
-        addresses,
         *y_rows,
         _pointer(reserve),
         *dy_rows,
@@ -422,78 +472,3 @@ def backward(
     )
     scratch_memory.give_back(taken)
     return results
-
-
-def stream_device(weight: Tensor) -> torch.device:
-    """Return the device of a stream: the weights', or the CPU if no engine runs there."""
-    return weight.device if _cuda_device.takes(weight) else _CPU
-
-
-def open_stream(
-    layers: Sequence[Layer], dtype: torch.dtype, batch: int, like: Tensor
-) -> _core.Stream | _cuda_ops.Stream:
-    """Make the engine's side of a stream; its weights are loaded by ``load_stream``.
-
-    Raises:
-        NotImplementedError: if there are no kernels for the dtype.
-    """
-    if dtype not in _checks.DTYPES:
-        raise _errors.unsupported_dtype(layers[0].owner, dtype)
-    if _cuda_device.takes(like):
-        return _cuda_ops.Stream(layers, dtype, batch, like.device)
-    plan = _plan(layers[0], dtype, 1, batch, False, False, 0, 1, _core.isa())
-    return _core.Stream(plan.problem, len(layers))
-
-
-def load_stream(
-    engine: _core.Stream | _cuda_ops.Stream,
-    layers: Sequence[Layer],
-    weights: Sequence[Sequence[Tensor | None]],
-    stream: _StreamLike,
-) -> None:
-    """Copy the weights of all layers into a stream.
-
-    Raises:
-        RuntimeError, ValueError, TypeError: as ``forward`` does for weights.
-    """
-    like = torch.empty(0, dtype=stream.dtype, device=stream.device)
-    checked = [
-        _checks.quantized_weights(layer, like, own, False)
-        if layer.quantized
-        else _checks.weights(layer, like, own, False)
-        for layer, own in zip(layers, weights, strict=True)
-    ]
-    if isinstance(engine, _cuda_ops.Stream):
-        engine.load([weight for own in weights for weight in own])
-    else:
-        engine.load([address for addresses, _copies in checked for address in addresses])
-
-
-def set_stream_state(
-    engine: _core.Stream | _cuda_ops.Stream,
-    layers: Sequence[Layer],
-    value: object,
-    stream: _StreamLike,
-) -> None:
-    """Replace the state of a stream.
-
-    Raises:
-        RuntimeError, TypeError: if a state is missing or wrong in shape, dtype, device or type.
-    """
-    layer = layers[0]
-    states: Sequence[object] = [value]
-    if layer.spec.states > 1:
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise _errors.two_states(layer.owner, value, False)
-        states = value
-    kept = []
-    for name, state, dtype in zip(
-        ("h0", "c0"), states, (stream.dtype, stream.cell_dtype), strict=False
-    ):
-        like = torch.empty(0, dtype=dtype, device=stream.device)
-        _checks.check_like(layer, name, state, like, False)
-        assert isinstance(state, Tensor)
-        _checks.check_state_shape(layer, name, state, stream.batch_size, len(layers))
-        kept.append(_checks.copy_if_needed(layer, name, state))
-        _checks.address(layer, name, kept[-1])
-    engine.set_state(kept[0].data_ptr(), kept[1].data_ptr() if len(kept) > 1 else 0)

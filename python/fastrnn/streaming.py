@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _checks, _stream_ops
 
 if TYPE_CHECKING:
     from ._base import Hidden, RNNBase
@@ -54,8 +54,8 @@ class Stream:
         assert weight is not None
         self.dtype = torch.float32 if stack.time_major[0].quantized else weight.dtype
         self._layers = stack.time_major
-        self.device = _ops.stream_device(weight)
-        self._engine = _ops.open_stream(self._layers, self.dtype, batch_size, weight)
+        self.device = _stream_ops.stream_device(weight)
+        self._engine = _stream_ops.open_stream(self._layers, self.dtype, batch_size, weight)
         self._step = self._engine.step
         self._input_shape = (batch_size, module.input_size)
         self._output_shape = (batch_size, self._layers[-1].output_size)
@@ -64,7 +64,7 @@ class Stream:
 
     def refresh(self) -> None:
         """Take the module's present weights; the state stays."""
-        _ops.load_stream(self._engine, self._layers, self._module._weights(), self)
+        _stream_ops.load_stream(self._engine, self._layers, self._module._weights(), self)
 
     def step(self, x: Tensor) -> Tensor:
         """Do one time step.
@@ -123,7 +123,7 @@ class Stream:
 
     @state.setter
     def state(self, value: Hidden) -> None:
-        _ops.set_stream_state(self._engine, self._layers, value, self)
+        _stream_ops.set_stream_state(self._engine, self._layers, value, self)
 
     def reset(self) -> None:
         """Set the state to zeros."""

@@ -1,0 +1,135 @@
+#include "inputs.h"
+
+#include <array>
+
+#include "../check.h"
+#include "tensors.h"
+
+namespace fr = fastrnn;
+namespace py = pybind11;
+
+namespace {
+
+using Addresses = std::array<const void*, kWithScales>;
+
+size_t weights_of_one(const fr::Problem& p) {
+  return p.dtype == fr::Dtype::kInt8 ? kWithScales : kMatricesAndBiases;
+}
+
+struct Part {
+  int64_t rows, columns;  // rows 0: there is none; columns 0: a vector
+  fr::Dtype dtype;
+
+  size_t bytes() const {
+    constexpr size_t kBytes[] = {4, 8, 2, 2, 1};
+    return size_t(rows * (columns ? columns : 1)) * kBytes[int(dtype)];
+  }
+};
+
+// What Python gives of one direction, in that order.
+std::array<Part, kWithScales> parts_of(const fr::Problem& p) {
+  const int64_t rows = fr::cell_info(p.cell).gates * p.H, biases = p.bias ? rows : 0;
+  const bool quantized = p.dtype == fr::Dtype::kInt8;
+  const fr::Dtype vector = quantized ? fr::Dtype::kFloat32 : p.dtype;
+  const int64_t scales = quantized ? rows : 0;
+  return {{{rows, p.I, p.dtype},
+           {rows, p.P ? p.P : p.H, p.dtype},
+           {biases, 0, vector},
+           {biases, 0, vector},
+           {p.P, p.H, p.dtype},
+           {scales, 0, vector},
+           {scales, 0, vector},
+           {quantized ? p.P : 0, 0, vector}}};
+}
+
+fr::Weights weights_at(const Addresses& a) {
+  const auto scale = [&](size_t i) { return static_cast<const float*>(a[i]); };
+  return {a[0], a[1], a[2], a[3], a[4], scale(5), scale(6), scale(7)};
+}
+
+Addresses addresses_of(const fr::Weights& w) {
+  return {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, w.scale_ih, w.scale_hh, w.scale_hr};
+}
+
+// An initial state, (D, B, width) or of a step (B, width), or none.
+bool read_state(const fr::Problem& p, py::handle from, int64_t width, bool step, const void*& to) {
+  if (from.is_none()) return true;
+  const fr::Dtype dtype = p.dtype == fr::Dtype::kInt8 ? fr::Dtype::kFloat32 : p.dtype;
+  to = step ? read_contiguous(from, dtype, {p.B, width})
+            : read_contiguous(from, dtype, {p.directions, p.B, width});
+  return to != nullptr;
+}
+
+bool read_rows(const fr::Problem& p, py::handle from, bool batch_first, Inputs& to) {
+  DlTensor t;
+  const fr::Dtype dtype = p.dtype == fr::Dtype::kInt8 ? fr::Dtype::kFloat32 : p.dtype;
+  if (!read(from, dtype, t) || t.ndim < 2 || t.ndim > 3) return false;
+  if (t.strides[t.ndim - 1] != 1 && t.shape[t.ndim - 1] != 1) return false;
+  to.x = t.data;
+  if (t.ndim == 2)
+    to.x_strides = {0, t.strides[0]};
+  else
+    to.x_strides = {t.strides[batch_first], t.strides[!batch_first]};
+  return true;
+}
+
+}  // namespace
+
+std::vector<fr::Weights> read_weights(const fr::Problem& p, size_t count,
+                                      const std::vector<Pointer>& from) {
+  const size_t each = weights_of_one(p);
+  FASTRNN_CHECK(from.size() == count * each,
+                "weights must have " << count * each << " entries, got " << from.size());
+  std::vector<fr::Weights> to;
+  for (const Pointer* w = from.data(); to.size() < count; w += each) {
+    Addresses a = {};
+    for (size_t i = 0; i < each; ++i) a[i] = at(w[i]);
+    to.push_back(weights_at(a));
+  }
+  return to;
+}
+
+Inputs make_inputs(const fr::Problem& p, Pointer x, int64_t x_step, int64_t x_row, Pointer h0,
+                   Pointer c0, const std::vector<Pointer>& weights) {
+  Inputs to{at(x), {x_step, x_row}, at(h0), at(c0), {}};
+  fr::Weights* own = to.weights;
+  for (const fr::Weights& w : read_weights(p, size_t(p.directions), weights)) *own++ = w;
+  return to;
+}
+
+std::optional<Inputs> read_inputs(const fr::Problem& p, py::handle x, py::handle h0, py::handle c0,
+                                  const py::sequence& weights, bool batch_first, bool step) {
+  Inputs to;
+  const size_t each = weights_of_one(p);
+  if (weights.size() != each * size_t(p.directions) || !read_rows(p, x, batch_first, to) ||
+      !read_state(p, h0, p.P ? p.P : p.H, step, to.h0) || !read_state(p, c0, p.H, step, to.c0))
+    return std::nullopt;
+  const auto parts = parts_of(p);
+  for (size_t d = 0; d < size_t(p.directions); ++d) {
+    Addresses a = {};
+    for (size_t i = 0; i < each; ++i) {
+      const Part& part = parts[i];
+      if (part.rows == 0) continue;
+      const py::object weight = weights[d * each + i];
+      a[i] = part.columns ? read_contiguous(weight, part.dtype, {part.rows, part.columns})
+                          : read_contiguous(weight, part.dtype, {part.rows});
+      if (!a[i]) return std::nullopt;
+    }
+    to.weights[d] = weights_at(a);
+  }
+  return to;
+}
+
+fr::Fingerprint fingerprint(const fr::Problem& p, const Inputs& inputs) {
+  std::vector<const void*> addresses;
+  std::vector<size_t> bytes;
+  const auto parts = parts_of(p);
+  for (size_t d = 0; d < size_t(p.directions); ++d) {
+    const Addresses own = addresses_of(inputs.weights[d]);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      addresses.push_back(own[i]);
+      bytes.push_back(parts[i].bytes());
+    }
+  }
+  return fr::fingerprint(addresses.data(), bytes.data(), bytes.size());
+}
