@@ -100,6 +100,8 @@ def valid_call(rng: random.Random) -> Call:
 
 # What may be done to a tensor. Those of the first kind leave its values as they are.
 def strided(t: Tensor, rng: random.Random) -> Tensor:
+    if t.dim() == 0:
+        return t
     order = rng.sample(range(t.dim()), t.dim())
     wide = t.permute(order).repeat_interleave(rng.choice([1, 2, 3]), -1).contiguous()
     step = wide.shape[-1] // max(t.permute(order).shape[-1], 1) or 1
