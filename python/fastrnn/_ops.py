@@ -2,7 +2,7 @@
 
 Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
 dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``. What has been
-checked goes to ``_cuda_ops`` if it is on a GPU.
+checked goes to ``_cuda_ops`` if it is on a GPU (``_cuda_device.takes``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_ops, _errors, _memory
+from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
 from ._problem import Layer, Ragged
 
 try:
@@ -328,7 +328,7 @@ def forward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    on_cpu = not fake and x.is_cpu and B > 0 and x.dtype in _checks.DTYPES
+    on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
     if on_cpu:
         plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, (T, B), training)
     else:
@@ -422,7 +422,7 @@ def backward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
-    on_cpu = not fake and x.is_cpu and B > 0 and x.dtype in _checks.DTYPES
+    on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
     if on_cpu:
         run = (T, B), True, samples or 1
         plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, *run)
