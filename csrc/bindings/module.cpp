@@ -231,7 +231,7 @@ PYBIND11_MODULE(_core, m) {
     return d;
   });
   m.def("use_tensors", &use_tensors);
-  py::class_<Inputs>(m, "Inputs");
+  py::class_<Inputs>(m, "Inputs").doc() = "Where the inputs of a call are.";
   py::class_<SizedProblem>(m, "Problem")
       .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
            py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
