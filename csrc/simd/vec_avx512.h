@@ -45,8 +45,8 @@ FASTRNN_HD Native<double> native_power_of_two(Native<double> n) {
   return _mm512_maskz_scalef_pd(0xff, Native<double>{} + 1, n);
 }
 // The maths of a cell waits for the divider. An estimate that is exact to 14 bits, and two terms of
-// the series in its error: one alone would leave each result a little too small, which adds up in
-// long sums. Of infinity, whose estimate is zero, it would make no number.
+// the series in its error: one alone would leave each result a little too small, and what has one
+// sign adds up in long sums. Of infinity, whose estimate is zero, it would make no number.
 FASTRNN_HD Native<float> native_reciprocal(Native<float> d) {
   const Native<float> r = _mm512_maskz_rcp14_ps(0xffff, d);
   const Native<float> e = _mm512_fnmadd_ps(d, r, Native<float>{} + 1);

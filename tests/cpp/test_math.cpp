@@ -23,7 +23,7 @@ struct Limit {
 };
 constexpr Limit kFloatUlp = {2.44, 2.49}, kDoubleUlp = {2.65, 2.4};
 // Of the smallest normal number, for results below it: sigmoid is 0 where exp(-x) is 2^127.5 and
-// more, in double 2^1023.5.
+// more, in double 2^1023.5: a power of two made beside the polynomial is infinite there.
 constexpr double kTinyError = 0.354;
 
 struct Worst {
