@@ -68,6 +68,7 @@ IMPORT_ORDER = (
         "_cuda_device",
         "_cuda_ops",
         "_memory",
+        "_plans",
         "_ops",
         "_reference",
         "_chains",
@@ -123,7 +124,7 @@ IMPORT_ORDER = (
     + ["acceleration", "compat", "conversion", "__init__", "__main__"]
 )
 # Who alone may import a compiled module.
-GATES = {"_core": "_ops", "_cuda": "_cuda_device"}
+GATES = {"_core": "_plans", "_cuda": "_cuda_device"}
 # Places that may name an instruction set, and those that may name a cell.
 NAMES_ISAS = re.compile(r"simd/vec_\w+\.h|cpu/(isa|kernels)\.(h|cpp)|dispatch\.cpp")
 NAMES_CELLS = re.compile(r"cells/\w+\.h|" + re.escape(PUBLIC))

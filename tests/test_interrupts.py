@@ -16,7 +16,7 @@ import torch
 
 import fastrnn
 from _support import Case, assert_bitwise, call, output_of, python, run, twin
-from fastrnn import _ops
+from fastrnn import _ops, _plans
 from fastrnn._problem import make_stack
 from fastrnn.cells import CELLS as SPECS
 
@@ -67,7 +67,7 @@ def endless(kind: str, shape: str) -> tuple[Any, Callable[[], object], Callable[
     def backward() -> object:
         # numpy leaves zeros to the system, which makes no memory of them as long as they are read.
         y = torch.from_numpy(numpy.zeros((FOREVER, batch, hidden), numpy.float32))
-        saved = _ops.saved_values(layer)
+        saved = _plans.saved_values(layer)
         assert saved == 0  # an RNN keeps nothing but y
         wanted = [False] * 4 + [True] + [False] * 3
         gradients = (y, None, None)
@@ -158,13 +158,13 @@ def test_a_second_backward_pass_ends_early(
     module = fastrnn.RNN(4, 1024)
     x = torch.randn(4000, 1, 4, requires_grad=True)
     [slope] = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
-    engine = _ops.core.second_order
+    engine = _plans.core.second_order
 
     def interrupted(*arguments: Any) -> None:
         alarm(stop)
         engine(*arguments)
 
-    monkeypatch.setattr(_ops.core, "second_order", interrupted)
+    monkeypatch.setattr(_plans.core, "second_order", interrupted)
     with pytest.raises(StopError):
         torch.autograd.grad(slope.square().sum(), x, retain_graph=True)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from _support import CELLS, NUMBERS, Case, assert_bitwise, call, run, twin
+from fastrnn import _plans
 
 CASES = [
     Case(cell, 6, 5, 7, 9, 2, True, layout=lay) for cell in CELLS for lay in ("dense", "unsorted")
@@ -18,7 +19,7 @@ CASES = [
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Record what crosses the one gate to the compiled module."""
-    ops = pytest.importorskip("fastrnn._ops")
+    core = _plans.core
     record: list[tuple[str, dict[str, Any]]] = []
     names = {
         "forward": (
@@ -38,7 +39,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return spied
 
     for name in names:
-        monkeypatch.setattr(ops._core, name, recording(name, getattr(ops._core, name)))
+        monkeypatch.setattr(core, name, recording(name, getattr(core, name)))
     return record
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from fastrnn import _checks, _ops
+from fastrnn import _checks, _plans
 
 T, B, I, H = 5, 3, 4, 6
 
@@ -25,9 +25,9 @@ needs_table = pytest.mark.skipif(TABLE is None, reason="this torch has no table 
 @pytest.fixture
 def without_table() -> Iterator[None]:
     """Check tensors property by property, as with a torch that has no table."""
-    _ops.core.use_tensors(list(_checks.PLAIN), None)
+    _plans.core.use_tensors(list(_checks.PLAIN), None)
     yield
-    _ops.core.use_tensors(list(_checks.PLAIN), TABLE)
+    _plans.core.use_tensors(list(_checks.PLAIN), TABLE)
 
 
 class Parts:
@@ -42,7 +42,7 @@ class Parts:
             "c0": torch.randn(1, B, H, dtype=dtype),
         }
         self.tensors |= dict(zip(WEIGHTS, self.module.parameters(), strict=True))
-        self.problem = _ops.training_problem(self.layer, dtype, T, B, False)
+        self.problem = _plans.training_problem(self.layer, dtype, T, B, False)
 
     def read(self) -> object:
         x, h0, c0, *weights = self.tensors.values()
@@ -198,7 +198,7 @@ def test_without_the_table_nothing_is_read() -> None:
 
 @pytest.mark.usefixtures("without_table")
 def test_what_is_no_table_is_not_used() -> None:
-    _ops.core.use_tensors(list(_checks.PLAIN), object())
+    _plans.core.use_tensors(list(_checks.PLAIN), object())
     assert Parts().read() is None
 
 
@@ -217,7 +217,7 @@ def test_only_version_1_of_the_table_is_used(major: int) -> None:
     copy = ctypes.create_string_buffer(size)
     ctypes.memmove(copy, api.PyCapsule_GetPointer(TABLE, name), size)
     ctypes.c_uint32.from_buffer(copy).value = major
-    _ops.core.use_tensors(
+    _plans.core.use_tensors(
         list(_checks.PLAIN), api.PyCapsule_New(ctypes.addressof(copy), name, None)
     )
     assert (Parts().read() is not None) == (major == 1)

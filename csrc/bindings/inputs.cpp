@@ -30,7 +30,7 @@ struct Part {
 std::array<Part, kWithScales> parts_of(const fr::Problem& p) {
   const int64_t rows = fr::cell_info(p.cell).gates * p.H, biases = p.bias ? rows : 0;
   const bool quantized = p.dtype == fr::Dtype::kInt8;
-  const fr::Dtype vector = quantized ? fr::Dtype::kFloat32 : p.dtype;
+  const fr::Dtype vector = value_dtype(p);
   const int64_t scales = quantized ? rows : 0;
   return {{{rows, p.I, p.dtype},
            {rows, p.P ? p.P : p.H, p.dtype},
@@ -54,16 +54,23 @@ Addresses addresses_of(const fr::Weights& w) {
 // An initial state, (D, B, width) or of a step (B, width), or none.
 bool read_state(const fr::Problem& p, py::handle from, int64_t width, bool step, const void*& to) {
   if (from.is_none()) return true;
-  const fr::Dtype dtype = p.dtype == fr::Dtype::kInt8 ? fr::Dtype::kFloat32 : p.dtype;
+  const fr::Dtype dtype = value_dtype(p);
   to = step ? read_contiguous(from, dtype, {p.B, width})
             : read_contiguous(from, dtype, {p.directions, p.B, width});
-  return to != nullptr;
+  return to != nullptr && !negated(from);
 }
 
-bool read_rows(const fr::Problem& p, py::handle from, bool batch_first, Inputs& to) {
+bool has_sizes(const fr::Problem& p, const DlTensor& x, bool batch_first, bool step) {
+  if (p.ragged) return x.ndim == 2 || x.ndim == 3;
+  if (step) return x.ndim == 2 && x.shape[0] == p.B && x.shape[1] == p.I;
+  return x.ndim == 3 && x.shape[batch_first] == p.T && x.shape[!batch_first] == p.B &&
+         x.shape[2] == p.I;
+}
+
+bool read_rows(const fr::Problem& p, py::handle from, bool batch_first, bool step, Inputs& to) {
   DlTensor t;
-  const fr::Dtype dtype = p.dtype == fr::Dtype::kInt8 ? fr::Dtype::kFloat32 : p.dtype;
-  if (!read(from, dtype, t) || t.ndim < 2 || t.ndim > 3) return false;
+  if (!read(from, value_dtype(p), t) || !has_sizes(p, t, batch_first, step)) return false;
+  if (negated(from)) return false;
   if (t.strides[t.ndim - 1] != 1 && t.shape[t.ndim - 1] != 1) return false;
   to.x = t.data;
   if (t.ndim == 2)
@@ -101,7 +108,7 @@ std::optional<Inputs> read_inputs(const fr::Problem& p, py::handle x, py::handle
                                   const py::sequence& weights, bool batch_first, bool step) {
   Inputs to;
   const size_t each = weights_of_one(p);
-  if (weights.size() != each * size_t(p.directions) || !read_rows(p, x, batch_first, to) ||
+  if (weights.size() != each * size_t(p.directions) || !read_rows(p, x, batch_first, step, to) ||
       !read_state(p, h0, p.P ? p.P : p.H, step, to.h0) || !read_state(p, c0, p.H, step, to.c0))
     return std::nullopt;
   const auto parts = parts_of(p);
@@ -113,23 +120,29 @@ std::optional<Inputs> read_inputs(const fr::Problem& p, py::handle x, py::handle
       const py::object weight = weights[d * each + i];
       a[i] = part.columns ? read_contiguous(weight, part.dtype, {part.rows, part.columns})
                           : read_contiguous(weight, part.dtype, {part.rows});
-      if (!a[i]) return std::nullopt;
+      // Negated views of several numbers have gaps between them, as parts of complex numbers.
+      if (!a[i] || (p.H == 1 && negated(weight))) return std::nullopt;
     }
     to.weights[d] = weights_at(a);
   }
   return to;
 }
 
-fr::Fingerprint fingerprint(const fr::Problem& p, const Inputs& inputs) {
+py::bytes fingerprint(const SizedProblem& sized, const Inputs& inputs) {
   std::vector<const void*> addresses;
   std::vector<size_t> bytes;
-  const auto parts = parts_of(p);
-  for (size_t d = 0; d < size_t(p.directions); ++d) {
+  const auto parts = parts_of(sized.problem);
+  for (size_t d = 0; d < size_t(sized.problem.directions); ++d) {
     const Addresses own = addresses_of(inputs.weights[d]);
     for (size_t i = 0; i < parts.size(); ++i) {
       addresses.push_back(own[i]);
       bytes.push_back(parts[i].bytes());
     }
   }
-  return fr::fingerprint(addresses.data(), bytes.data(), bytes.size());
+  constexpr size_t kLong = 1 << 18;  // to wait for the GIL may take longer than to read less
+  std::optional<py::gil_scoped_release> unlocked;
+  if (sized.sizes.packed > kLong) unlocked.emplace();
+  const fr::Fingerprint f = fr::fingerprint(addresses.data(), bytes.data(), bytes.size());
+  unlocked.reset();
+  return {reinterpret_cast<const char*>(f.words), sizeof f.words};
 }

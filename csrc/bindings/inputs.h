@@ -4,12 +4,28 @@
 #include <fastrnn/fastrnn.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
+#include <string>
 #include <vector>
 
 using Pointer = uintptr_t;
 
 inline void* at(Pointer p) { return reinterpret_cast<void*>(p); }
+
+// A problem with its sizes and the layout of its packed weights, which depend on the ISA in use
+// when it was made.
+struct SizedProblem {
+  fastrnn::Problem problem;
+  fastrnn::Sizes sizes;
+  std::string isa;
+};
+
+// What x, states and outputs are made of: weights may be of 8 bits.
+inline fastrnn::Dtype value_dtype(const fastrnn::Problem& p) {
+  return p.dtype == fastrnn::Dtype::kInt8 ? fastrnn::Dtype::kFloat32 : p.dtype;
+}
 
 struct Inputs {
   const void* x = nullptr;
@@ -30,12 +46,22 @@ Inputs make_inputs(const fastrnn::Problem& problem, Pointer x, int64_t x_step, i
                    Pointer h0, Pointer c0, const std::vector<Pointer>& weights);
 
 // The same of tensors, if there is nothing special about any of them: all have the type, numbers
-// and, but for x, whose shape must have been checked, the shape that they should have, and their
-// values are on the CPU and in order. Else none: the caller finds out what is wrong, or makes a
-// copy. `step`: x is (B, I) and states are (B, O) or (B, H).
+// and, but for x of several lengths, whose shape must have been checked, the shape that they should
+// have, and their values are on the CPU, in order and as they are, not negated. Else none: the
+// caller finds out what is wrong, or makes a copy. `step`: x is (B, I), states are (B, O) or (B,
+// H).
 std::optional<Inputs> read_inputs(const fastrnn::Problem& problem, pybind11::handle x,
                                   pybind11::handle h0, pybind11::handle c0,
                                   const pybind11::sequence& weights, bool batch_first, bool step);
 
-// Of the content of all weights.
-fastrnn::Fingerprint fingerprint(const fastrnn::Problem& problem, const Inputs& inputs);
+// Of the content of all weights. The GIL is released for as long as reading many takes.
+pybind11::bytes fingerprint(const SizedProblem& sized, const Inputs& inputs);
+
+template <class Buffers>
+Buffers buffers_with(const Inputs& inputs) {
+  Buffers b;
+  b.x = inputs.x, b.x_strides = inputs.x_strides;
+  b.h0 = inputs.h0, b.c0 = inputs.c0;
+  std::copy(std::begin(inputs.weights), std::end(inputs.weights), b.weights);
+  return b;
+}

@@ -12,6 +12,7 @@
 
 #include "../check.h"
 #include "inputs.h"
+#include "repeat.h"
 #include "reservoir.h"
 #include "tensors.h"
 #include "unlocked.h"
@@ -29,12 +30,6 @@ fr::Dtype dtype_from_name(const std::string& name) {
   return fr::Dtype();
 }
 
-// A problem with its sizes, which depend on the ISA in use when it was made.
-struct SizedProblem {
-  fr::Problem problem;
-  fr::Sizes sizes;
-};
-
 SizedProblem make_problem(const std::string& cell, const std::string& dtype,
                           const std::string& activation, int64_t T, int64_t B, int64_t I, int64_t H,
                           int64_t P, int directions, bool reverse, bool bias, bool ragged,
@@ -49,7 +44,7 @@ SizedProblem make_problem(const std::string& cell, const std::string& dtype,
   p.directions = directions, p.reverse = reverse, p.bias = bias, p.ragged = ragged;
   p.training = training, p.checkpoint_every = checkpoint_every, p.threads = threads;
   p.samples = samples;
-  return {p, fr::sizes(p)};
+  return {p, fr::sizes(p), fr::isa()};
 }
 
 using Table = std::array<Pointer, 3>;  // rows, T, B
@@ -61,12 +56,9 @@ fr::RowTable read_table(const Table& from) {
 // What forward() and backward() have in common.
 template <class Buffers>
 Buffers with_inputs(const Inputs& inputs, Pointer offsets, const Table& table) {
-  Buffers b;
-  b.x = inputs.x, b.x_strides = inputs.x_strides;
+  auto b = buffers_with<Buffers>(inputs);
   b.offsets = static_cast<const int64_t*>(at(offsets));
   b.table = read_table(table);
-  b.h0 = inputs.h0, b.c0 = inputs.c0;
-  std::copy(std::begin(inputs.weights), std::end(inputs.weights), b.weights);
   return b;
 }
 
@@ -178,10 +170,6 @@ void load_stream(PythonStream& stream, const std::vector<Pointer>& from) {
   stream.load(read_weights(stream.problem, size_t(stream.layers), from).data());
 }
 
-py::bytes as_bytes(const fr::Fingerprint& f) {
-  return py::bytes(reinterpret_cast<const char*>(f.words), sizeof f.words);
-}
-
 py::bytes fingerprint_of(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
   FASTRNN_CHECK(pointers.size() == bytes.size(), "pointers and sizes must be equally many");
   std::vector<const void*> buffers;
@@ -192,16 +180,7 @@ py::bytes fingerprint_of(const std::vector<Pointer>& pointers, const std::vector
     py::gil_scoped_release unlocked;
     f = fr::fingerprint(buffers.data(), bytes.data(), buffers.size());
   }
-  return as_bytes(f);
-}
-
-py::bytes fingerprint_of_inputs(const SizedProblem& sized, const Inputs& inputs) {
-  constexpr size_t kLong = 1 << 18;  // to wait for the GIL may take longer than to read less
-  std::optional<py::gil_scoped_release> unlocked;
-  if (sized.sizes.packed > kLong) unlocked.emplace();
-  const fr::Fingerprint f = fingerprint(sized.problem, inputs);
-  unlocked.reset();
-  return as_bytes(f);
+  return {reinterpret_cast<const char*>(f.words), sizeof f.words};
 }
 
 double read_bandwidth(size_t bytes, double seconds) {
@@ -247,7 +226,14 @@ PYBIND11_MODULE(_core, m) {
            [](const SizedProblem& p, py::handle x, py::handle h0, py::handle c0,
               const py::sequence& weights, bool batch_first,
               bool step) { return read_inputs(p.problem, x, h0, c0, weights, batch_first, step); })
-      .def("fingerprint", &fingerprint_of_inputs)
+      .def("fingerprint", &fingerprint)
+      .def("repeat",
+           [](const SizedProblem& p, bool x_batch_first, bool y_batch_first, bool step,
+              py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
+              py::handle content, py::handle out, Pointer packed, Pointer workspace, Pointer h_n) {
+             const Layout layout{x_batch_first, y_batch_first, step};
+             return repeat(p, layout, x, h0, c0, weights, content, out, packed, workspace, h_n);
+           })
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("packs_as_used",
                              [](const SizedProblem& p) { return p.sizes.packs_as_used; })

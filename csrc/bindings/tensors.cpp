@@ -1,6 +1,8 @@
 #include "tensors.h"
 
 #include <algorithm>
+#include <array>
+#include <cassert>
 #include <vector>
 
 namespace py = pybind11;
@@ -75,4 +77,29 @@ void* read_contiguous(py::handle object, fastrnn::Dtype dtype,
     stride *= t.shape[i];
   }
   return t.data;
+}
+
+bool negated(py::handle tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  const auto answer =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name));
+  if (!answer) throw py::error_already_set();
+  return answer.ptr() == Py_True;
+}
+
+py::object new_empty(py::handle tensor, std::initializer_list<int64_t> shape) {
+  static PyObject* const name = PyUnicode_InternFromString("new_empty");
+  constexpr size_t kMost = 3;
+  assert(shape.size() <= kMost);
+  std::array<py::int_, kMost> sizes;
+  std::array<PyObject*, kMost + 1> arguments = {tensor.ptr()};
+  size_t n = 0;
+  for (const int64_t size : shape) {
+    sizes[n] = py::int_(size);
+    arguments[n + 1] = sizes[n].ptr();
+    ++n;
+  }
+  PyObject* made = PyObject_VectorcallMethod(name, arguments.data(), n + 1, nullptr);
+  if (!made) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
 }

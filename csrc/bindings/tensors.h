@@ -26,9 +26,15 @@ struct DlTensor {
 void use_tensors(const pybind11::list& types, const pybind11::object& table);
 
 // Whether this is a tensor of one of those types on the CPU, with strides, memory and such numbers.
-// It cannot tell that they are negated (torch.Tensor.is_neg).
+// It cannot tell that they are negated.
 bool read(pybind11::handle object, fastrnn::Dtype dtype, DlTensor& to);
 
 // The address of such a tensor if it has that shape and its values are in order; or null.
 void* read_contiguous(pybind11::handle object, fastrnn::Dtype dtype,
                       std::initializer_list<int64_t> shape);
+
+// Whether a tensor is a lazily negated view (torch.Tensor.is_neg).
+bool negated(pybind11::handle tensor);
+
+// A new tensor as tensor.new_empty(*shape) makes it.
+pybind11::object new_empty(pybind11::handle tensor, std::initializer_list<int64_t> shape);

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _errors, _library, _ops, _reference, _transforms
+from . import _errors, _library, _ops, _plans, _reference, _transforms
 from ._problem import Layer, Ragged
 from ._second_order import double_backward, new_dgates
 from ._transforms import gradients_of_gradients
@@ -174,7 +174,7 @@ def recurrence(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor | None],
-    cache: _ops.PackedCache | None = None,
+    cache: _plans.PackedCache | None = None,
     out: _ops.FinalStates | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run one layer, through autograd if a gradient can be asked for.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _autocast, _checks, _errors, _onnx_export, _ops, _variable_length
+from . import _autocast, _checks, _errors, _onnx_export, _plans, _variable_length
 from ._autograd import needs_grad, recurrence, watched
 from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
 from ._variable_length import Lengths
@@ -34,7 +34,7 @@ def run_layers(
     weights: Sequence[Weights],
     batch_first: bool,
     dropout: float,
-    cache: _ops.PackedCache | None,
+    cache: _plans.PackedCache | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run the layers one after the other, with dropout between them.
 
@@ -106,7 +106,7 @@ def run(
     weights: Sequence[Weights],
     batch_first: bool,
     dropout: float,
-    cache: _ops.PackedCache | None = None,
+    cache: _plans.PackedCache | None = None,
     lengths: Lengths | None = None,
     reset_mask: Tensor | None = None,
 ) -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ def _run_packed(
     c0: Tensor | None,
     weights: Sequence[Weights],
     dropout: float,
-    cache: _ops.PackedCache | None,
+    cache: _plans.PackedCache | None,
 ) -> tuple[PackedSequence, Any]:
     if _onnx_export.active():
         raise _onnx_export.packed(stack.owner)
@@ -205,7 +205,7 @@ def _run_padded(
     weights: Sequence[Weights],
     batch_first: bool,
     dropout: float,
-    cache: _ops.PackedCache | None,
+    cache: _plans.PackedCache | None,
     segments: _variable_length.Segments,
 ) -> tuple[Tensor, Any]:
     unbatched, D = input.dim() == 2, stack.directions
@@ -236,7 +236,7 @@ def run_step(
     input: Tensor,
     hx: Hidden | None,
     weights: Weights,
-    cache: _ops.PackedCache | None = None,
+    cache: _plans.PackedCache | None = None,
 ) -> Hidden:
     """Do a single time step.
 
@@ -273,7 +273,7 @@ class _Runtime:
     """What a module remembers from call to call; neither state_dict nor a copy has it."""
 
     stack: Stack
-    cache: _ops.PackedCache
+    cache: _plans.PackedCache
 
 
 class RNNBase(torch.nn.RNNBase):
@@ -436,7 +436,7 @@ class RNNCellBase(torch.nn.RNNCellBase):
     def _activation(self) -> str:
         return self._spec.activations[0]
 
-    def _prepare(self) -> tuple[Layer, _ops.PackedCache]:
+    def _prepare(self) -> tuple[Layer, _plans.PackedCache]:
         layer = step_of(
             self._owner,
             self._spec.name,
@@ -445,7 +445,7 @@ class RNNCellBase(torch.nn.RNNCellBase):
             self.hidden_size,
             bool(self.bias),
         )
-        runtime: tuple[Layer, _ops.PackedCache] = layer, {}
+        runtime: tuple[Layer, _plans.PackedCache] = layer, {}
         if not torch.compiler.is_compiling():
             self.__dict__["_runtime"] = runtime
         return runtime
@@ -467,10 +467,10 @@ def _read(module: torch.nn.Module, names: Sequence[str | None]) -> Weights:
     What parametrizations and functional_call put in a parameter's place is found this way too.
     """
     parameters = module._parameters
-    return [
-        None if n is None else parameters[n] if n in parameters else getattr(module, n)
-        for n in names
-    ]
+    try:
+        return [None if n is None else parameters[n] for n in names]
+    except KeyError:
+        return [None if n is None else getattr(module, n) for n in names]
 
 
 def check_checkpoint_every(owner: str, value: object) -> None:

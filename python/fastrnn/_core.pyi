@@ -48,6 +48,22 @@ class Problem:
         /,
     ) -> Inputs | None: ...
     def fingerprint(self, inputs: Inputs, /) -> bytes: ...
+    def repeat(
+        self,
+        x_batch_first: bool,
+        y_batch_first: bool,
+        step: bool,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor | None],
+        content: bytes | None,
+        out: tuple[Tensor | None, Tensor | None] | None,
+        packed: int,
+        workspace: int,
+        h_n: int,
+        /,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None: ...
     @property
     def packed_bytes(self) -> int: ...
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _checks, _cuda_device, _ops
+from . import _checks, _cuda_device, _plans
 from ._chains import Change, Direction, Found
 from ._problem import Layer, Ragged
 
@@ -34,7 +34,7 @@ def run(
     """
     layer, like = own.layer, own.x
     n = len(own.x) if ragged is None else ragged.N
-    info, H = _ops.cell_info(layer.spec.name), layer.hidden_size
+    info, H = _plans.cell_info(layer.spec.name), layer.hidden_size
     kept: list[Tensor] = []  # alive until the engine is done with their addresses
 
     def address(name: str, tensor: Tensor | None, *shape: int) -> int:
@@ -52,8 +52,8 @@ def run(
     v_before, v_y = like.new_empty(n, H), like.new_empty(n, H)
     d = like.new_empty(n, info["gradients"], H)
     v_final, d_initial = ([like.new_empty(batch, H) for _ in own.previous] for _ in range(2))
-    problem = _ops.training_problem(layer, like.dtype, len(own.spans), batch, ragged is not None)
-    size = _ops.core.second_order_workspace(problem, n)
+    problem = _plans.training_problem(layer, like.dtype, len(own.spans), batch, ragged is not None)
+    size = _plans.core.second_order_workspace(problem, n)
     arguments = (
         problem,
         reverse,
@@ -73,9 +73,9 @@ def run(
         d.data_ptr(),
         addresses("the initial state", d_initial, batch),
     )
-    workspace = _ops.scratch_memory.take(size)
-    _ops.core.second_order(*arguments, workspace[0])
-    _ops.scratch_memory.give_back(workspace)
+    workspace = _plans.scratch_memory.take(size)
+    _plans.core.second_order(*arguments, workspace[0])
+    _plans.scratch_memory.give_back(workspace)
     d_wx, d_rh = (gate_rows(d, info[of]) for of in ("of_input", "of_recurrent"))
     return Found(v_before, v_y, v_final, d_wx, d_rh, d_initial, None)
 

@@ -1,28 +1,31 @@
 """The one gate to the compiled modules: checks, allocation, and the choice of an engine.
 
 Everything that reaches ``fastrnn._core`` as a bare address has been checked here, once: device,
-dtype, shape, strides and lifetime. Nothing else in the package imports ``_core``. What has been
-checked goes to ``_cuda_ops`` if it is on a GPU (``_cuda_device.takes``).
+dtype, shape, strides and lifetime. What has been checked goes to ``_cuda_ops`` if it is on a GPU
+(``_cuda_device.takes``).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors, _memory
+from . import _checks, _cuda_device, _cuda_ops, _errors
+from ._plans import (
+    LARGE,
+    Packed,
+    PackedCache,
+    Plan,
+    allocate,
+    core,
+    large_pages,
+    plan_now,
+    saved_values,
+    scratch_memory,
+)
 from ._problem import Layer, Ragged
-
-try:
-    from . import _core
-except ImportError as error:
-    raise ImportError(
-        "fastrnn: the compiled module fastrnn._core cannot be loaded; install the package with "
-        f"`pip install .` rather than import its source folder ({error})"
-    ) from error
 
 FinalStates = tuple[Tensor | None, Tensor | None]
 """h_n (``None`` for a single step), c_n (``None`` if the cell has one state)."""
@@ -30,39 +33,25 @@ FinalStates = tuple[Tensor | None, Tensor | None]
 Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 """y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state), reserve."""
 
-PackedCache = dict[int, tuple[object, Tensor]]
-"""By the index of a layer: what its weights were when they were packed, and the packed copy.
-
-An entry is never written to again, only replaced: another thread may be reading it.
-"""
-
-LARGE = 4 << 20
-"""Bytes from which memory is worth large pages, as NumPy has it."""
-
 LARGE_WEIGHTS = 1 << 20
 """Bytes from which one step keeps no packed weights: fingerprint and copy would read them twice."""
 
-core = _core
-"""For _engine_chains, _stream_ops, _variable_length, reservoir._engine: these check themselves."""
-# torch 2.10 has this table; without it every tensor is checked property by property.
-_core.use_tensors(list(_checks.PLAIN), getattr(Tensor, "__dlpack_c_exchange_api__", None))
-_CPU = torch.device("cpu")
 _NO_TABLE = (0, 0, 0)
 
 
 def version() -> str:
     """Return the version of the compiled module."""
-    return _core.version()
+    return core.version()
 
 
 def isa() -> str:
     """Return the name of the instruction set in use."""
-    return _core.isa()
+    return core.isa()
 
 
 def available_isas() -> list[str]:
     """Return the names of the instruction sets that this machine can run."""
-    return _core.available_isas()
+    return core.available_isas()
 
 
 def set_isa(name: str) -> None:
@@ -74,110 +63,11 @@ def set_isa(name: str) -> None:
     Raises:
         ValueError: if the machine or the build does not have it.
     """
-    _core.set_isa(name)
+    core.set_isa(name)
 
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _aligned(size: int) -> int:
-    """Round up to whole cache lines, at least one: the engine takes no null pointer for memory."""
-    return max((size + 63) & ~63, 64)
-
-
-class _Plan:
-    """A problem and the sizes of its buffers in bytes."""
-
-    __slots__ = "backward_workspace packed packing problem saved workspace".split()
-
-    def __init__(self, problem: _core.Problem, dtype: torch.dtype, isa: str) -> None:
-        self.problem = problem
-        self.packed = _aligned(problem.packed_bytes)
-        self.packing = (isa, dtype, self.packed)
-        self.workspace = _aligned(problem.workspace_bytes)
-        self.backward_workspace = _aligned(problem.backward_workspace_bytes)
-        self.saved = problem.saved
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    layer: Layer,
-    dtype: torch.dtype,
-    T: int,
-    B: int,
-    ragged: bool,
-    training: bool,
-    checkpoint_every: int,
-    threads: int,
-    isa: str,  # the sizes, and the layout of packed weights, hold for one instruction set
-    samples: int = 1,
-) -> _Plan:
-    problem = _core.Problem(
-        cell=layer.spec.name,
-        dtype="int8" if layer.quantized else _checks.DTYPES[dtype],
-        activation=layer.activation,
-        T=T,
-        B=B,
-        I=layer.input_size,
-        H=layer.hidden_size,
-        P=layer.proj_size,
-        directions=layer.directions,
-        reverse=False,
-        bias=layer.bias,
-        ragged=ragged,
-        training=training,
-        checkpoint_every=checkpoint_every,
-        threads=threads,
-        samples=samples,
-    )
-    return _Plan(problem, dtype, isa)
-
-
-def _plan_now(
-    layer: Layer,
-    dtype: torch.dtype,
-    T: int,
-    B: int,
-    ragged: bool,
-    training: bool,
-    checkpoint_every: int,
-    samples: int = 1,
-) -> _Plan:
-    """Return the plan for the threads and the instruction set that are now in use."""
-    now = torch.get_num_threads(), _core.isa()
-    return _plan(layer, dtype, T, B, ragged, training, checkpoint_every, *now, samples)
-
-
-@functools.lru_cache(maxsize=1024)
-def saved_values(layer: Layer) -> int:
-    """Return how many values per unit and row backward needs: the same for all sizes."""
-    checkpoint_every = layer.checkpoint_steps(1)
-    return _plan(layer, torch.float32, 1, 1, False, True, checkpoint_every, 1, _core.isa()).saved
-
-
-@functools.cache
-def cell_info(name: str) -> _core._CellInfo:
-    """Return the engine's counts of a cell."""
-    return _core.cell_info(name)
-
-
-def large_pages(memory: Tensor) -> Tensor:
-    """Return memory that is about to be written for the first time, in large pages if it is large.
-
-    Where pages are small, a fault for each takes longer than writing what it holds.
-    """
-    if memory.nbytes >= LARGE and memory.is_cpu:
-        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
-    return memory
-
-
-def allocate(size: int) -> Tensor:
-    """Return that many bytes on the CPU, whatever torch's default device is."""
-    return large_pages(torch.empty(size, dtype=torch.uint8, device=_CPU))
-
-
-scratch_memory = _memory.Scratch(allocate)
 
 
 def _table(ragged: Ragged | None) -> tuple[int, int, int]:
@@ -200,21 +90,62 @@ def _reserve(layer: Layer, x: Tensor, T: int, B: int, ragged: Ragged | None) -> 
 
 
 def _packed(
-    layer: Layer, plan: _Plan, inputs: _core.Inputs, cache: PackedCache
-) -> tuple[Tensor, tuple[object, Tensor] | None]:
-    """Return memory for packed weights, and the entry to cache once they have been packed.
+    layer: Layer, plan: Plan, inputs: core.Inputs, cache: PackedCache
+) -> tuple[Packed, bool]:
+    """Return memory for packed weights, and whether they have to be packed.
 
     Only their whole content tells whether weights have changed: version counters do not notice
     fused optimizers, writes through ``.data`` or numpy, or other processes. Quantized weights are
     never changed in place; who replaces them drops the cache.
     """
     content = None if layer.quantized else plan.problem.fingerprint(inputs)
-    key = (content, plan.packing)
-    entry = cache.get(layer.index)
-    if entry is not None and entry[0] == key:
-        return entry[1], None
-    packed = allocate(plan.packed)
-    return packed, (key, packed)
+    last = cache.get(layer.index)
+    if last is not None and (last.content, last.packing) == (content, plan.packing):
+        return Packed(content, plan.packing, last.memory, layer, plan), False
+    return Packed(content, plan.packing, allocate(plan.packed), layer, plan), True
+
+
+def _repeated(
+    layer: Layer,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    cache: PackedCache,
+    out: FinalStates | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Do a call if it is like the last one of this layer, without gradients, all of it in C++.
+
+    Returns:
+        y, h_n and c_n as ``forward`` does; or ``None``, and nothing has been done.
+    """
+    last = cache.get(layer.index)
+    if last is None or last.layer is not layer:
+        return None
+    plan = last.plan
+    if not plan.repeats or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
+        return None
+    if torch._C._len_torch_dispatch_stack():  # memory allocated here may be none
+        return None
+    size = plan.workspace
+    taken = scratch_memory.take(size + plan.final_h if layer.step else size)
+    scratch = taken[0]
+    outputs = plan.problem.repeat(
+        layer.x_batch_first,
+        layer.y_batch_first,
+        layer.step,
+        x,
+        h0,
+        c0,
+        weights,
+        last.content,
+        out,
+        last.memory.data_ptr(),
+        scratch,
+        scratch + size,
+    )
+    scratch_memory.give_back(taken)
+    return outputs
 
 
 def _checked(
@@ -254,12 +185,11 @@ def _prepared(
     sizes: tuple[int, int],
     training: bool,
     samples: int = 1,
-) -> tuple[_Plan, _core.Inputs, object]:
+) -> tuple[Plan, core.Inputs, object]:
     """Make the plan of a call on the CPU, and check what the call reads.
 
     Tensors that have nothing special about them the module reads by itself, in a tenth of the time
-    that a look at each of their properties takes. That a view is negated it cannot see: a weight of
-    a single number may be (see ``_checks.weights``), and x and states anyhow.
+    that a look at each of their properties takes.
 
     Returns:
         The plan; where x, the initial states and the weights are; and what must live as long as
@@ -268,32 +198,17 @@ def _prepared(
     T, B = sizes
     every = layer.checkpoint_steps(T) if training else 0
     try:
-        plan = _plan_now(layer, x.dtype, T, B, ragged is not None, training, every, samples)
+        plan = plan_now(layer, x.dtype, T, B, ragged is not None, training, every, samples)
     except ValueError:
         _checked(layer, x, h0, c0, weights, B, False)  # these may know better what is wrong
         raise
-    if layer.hidden_size > 1:
-        own = plan.problem.read_inputs(x, h0, c0, weights, layer.x_batch_first, layer.step)
-        if own is not None and not (
-            x.is_neg() or (h0 is not None and h0.is_neg()) or (c0 is not None and c0.is_neg())
-        ):
-            return plan, own, None
+    own = plan.problem.read_inputs(x, h0, c0, weights, layer.x_batch_first, layer.step)
+    if own is not None:
+        return plan, own, None
     addresses, h0_address, c0_address, alive = _checked(layer, x, h0, c0, weights, B, False)
     x, x_rows = _checks.rows(layer, "input", x, layer.x_batch_first)
     own = plan.problem.inputs(*x_rows, h0_address, c0_address, addresses)
     return plan, own, (x, alive)
-
-
-def stream_problem(layer: Layer, dtype: torch.dtype, batch: int) -> _core.Problem:
-    """Return the engine's problem of a stream's first layer: one step, on one thread."""
-    return _plan(layer, dtype, 1, batch, False, False, 0, 1, _core.isa()).problem
-
-
-def training_problem(
-    layer: Layer, dtype: torch.dtype, T: int, B: int, ragged: bool
-) -> _core.Problem:
-    """Return the engine's problem of a training pass that keeps every step."""
-    return _plan_now(layer, dtype, T, B, ragged, True, 0).problem
 
 
 def forward(
@@ -327,6 +242,10 @@ def forward(
     Raises:
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
+    if cache and not training and ragged is None:
+        outputs = _repeated(layer, x, h0, c0, weights, cache, out)
+        if outputs is not None:
+            return *outputs, None
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
     if on_cpu:
@@ -352,20 +271,20 @@ def forward(
         large_pages(reserve)
     size = plan.workspace
     if h_n is None:
-        h_n_at, size = size, size + _aligned(B * layer.output_size * x.itemsize)
+        h_n_at, size = size, size + plan.final_h
+    repack, packed = True, None
     if plan.problem.packs_as_used and (cache is None or plan.packed >= LARGE_WEIGHTS):
-        repack, fresh, packed_address = True, None, 0
         taken = scratch_memory.take(size)
+        packed_address = 0
     elif cache is None:
-        repack, fresh, packed_at, size = True, None, size, size + plan.packed
-        taken = scratch_memory.take(size)
-        packed_address = taken[0] + packed_at
+        taken = scratch_memory.take(size + plan.packed)
+        packed_address = taken[0] + size
     else:
-        packed, fresh = _packed(layer, plan, inputs, cache)
-        repack, packed_address = fresh is not None, packed.data_ptr()
+        packed, repack = _packed(layer, plan, inputs, cache)
         taken = scratch_memory.take(size)
+        packed_address = packed.memory.data_ptr()
     scratch = taken[0]
-    _core.forward(
+    core.forward(
         plan.problem,
         inputs,
         0 if ragged is None else ragged.offsets.data_ptr(),
@@ -380,8 +299,8 @@ def forward(
         scratch,
     )
     scratch_memory.give_back(taken)
-    if fresh is not None and cache is not None:
-        cache[layer.index] = fresh
+    if packed is not None and cache is not None:
+        cache[layer.index] = packed
     return y, h_n, c_n, reserve
 
 
@@ -453,7 +372,7 @@ def backward(
             if result is not None:
                 large_pages(result)
     taken = scratch_memory.take(plan.backward_workspace)
-    _core.backward(
+    core.backward(
         plan.problem,
         inputs,
         0 if ragged is None else ragged.offsets.data_ptr(),

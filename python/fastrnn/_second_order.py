@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _chains, _checks, _cuda_device, _engine_chains, _ops, _reference
+from . import _chains, _checks, _cuda_device, _engine_chains, _ops, _plans, _reference
 from ._chains import Change, Direction, First, Found, added
 from ._checks import value_dtype
 from ._engine_chains import gate_rows
@@ -61,7 +61,7 @@ def double_backward(
     x = inputs[0]
     assert x is not None
     directions = [None if t is None else v for t, v in zip(inputs, directions, strict=True)]
-    saved = _ops.saved_values(layer)
+    saved = _plans.saved_values(layer)
     if not _checks.second_backward(layer, ragged, saved, gradients, outputs, inputs, directions):
         return tuple(None if t is None else torch.empty_like(t) for t in (*gradients, *inputs))
     if dgates is not None:
@@ -100,7 +100,7 @@ def _double_backward(
     y, reserve = outputs[0].to(values), outputs[1]
     if layer.checkpoint_every:
         reserve = None  # it does not hold every step
-    info = _ops.cell_info(layer.spec.name)
+    info = _plans.cell_info(layer.spec.name)
     rows, counts, batch = _reference.time_major(layer, x, ragged)
     vrows = None if vx is None else _reference.time_major(layer, vx, ragged)[0]
     y_rows = _reference.output_rows(layer, y, ragged)
@@ -143,7 +143,7 @@ def new_dgates(layer: Layer, x: Tensor, ragged: Ragged | None) -> Tensor:
 
 
 def _dgates_shape(layer: Layer, x: Tensor, ragged: Ragged | None) -> tuple[int, ...]:
-    info = _ops.cell_info(layer.spec.name)
+    info = _plans.cell_info(layer.spec.name)
     # The CUDA engine keeps those of the pre-activations only.
     count = info["gradients"] + (0 if _cuda_device.takes(x) else info["states"])
     rows = math.prod(x.shape[:-1]) if ragged is None else ragged.N

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_device, _cuda_ops, _errors, _ops
+from . import _checks, _cuda_device, _cuda_ops, _errors, _plans
 from ._problem import Layer
 
 _CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def stream_device(weight: Tensor) -> torch.device:
 
 def open_stream(
     layers: Sequence[Layer], dtype: torch.dtype, batch: int, like: Tensor
-) -> _ops.core.Stream | _cuda_ops.Stream:
+) -> _plans.core.Stream | _cuda_ops.Stream:
     """Make the engine's side of a stream; its weights are loaded by ``load_stream``.
 
     Raises:
@@ -40,11 +40,11 @@ def open_stream(
         raise _errors.unsupported_dtype(layers[0].owner, dtype)
     if _cuda_device.takes(like):
         return _cuda_ops.Stream(layers, dtype, batch, like.device)
-    return _ops.core.Stream(_ops.stream_problem(layers[0], dtype, batch), len(layers))
+    return _plans.core.Stream(_plans.stream_problem(layers[0], dtype, batch), len(layers))
 
 
 def load_stream(
-    engine: _ops.core.Stream | _cuda_ops.Stream,
+    engine: _plans.core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     weights: Sequence[Sequence[Tensor | None]],
     stream: _StreamLike,
@@ -68,7 +68,7 @@ def load_stream(
 
 
 def set_stream_state(
-    engine: _ops.core.Stream | _cuda_ops.Stream,
+    engine: _plans.core.Stream | _cuda_ops.Stream,
     layers: Sequence[Layer],
     value: object,
     stream: _StreamLike,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _cuda_device, _ops, _reference
+from . import _cuda_device, _ops, _plans, _reference
 from ._engine_chains import gate_rows
 from ._problem import Layer, Ragged
 from ._second_order import new_dgates
@@ -365,7 +365,7 @@ def _products(
 ) -> list[Tensor | None]:
     """Return each sample's gradients of the weights, from those of the pre-activations."""
     x, *states = numbers
-    info = _ops.cell_info(layer.spec.name)
+    info = _plans.cell_info(layer.spec.name)
     rows, counts, batch = _reference.time_major(layer, x, ragged)
     y_rows = _reference.output_rows(layer, y, ragged)
     gradients: list[Tensor | None] = []

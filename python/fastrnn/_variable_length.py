@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _checks, _errors, _ops
+from . import _checks, _errors, _plans
 from ._problem import Ragged
 
 Lengths = Tensor | Sequence[int] | int
@@ -112,7 +112,7 @@ def describe(
         mask = mask[:, None] if unbatched else mask.T if batch_first else mask
     # In NumPy: tensors that are made under one of torch.func's transforms have no address.
     try:
-        longest, count, N, empty, offsets, rows, of, fresh, last = _ops.core.segments(
+        longest, count, N, empty, offsets, rows, of, fresh, last = _plans.core.segments(
             T, B, steps, mask
         )
     except ValueError:

@@ -23,7 +23,7 @@ from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import _checks, _ops, functional
+from . import _checks, _plans, functional
 from ._base import run, run_step
 from ._problem import make_step
 from .cells import CellSpec
@@ -389,10 +389,10 @@ _caches: Any = WeakTensorKeyDictionary()
 """Packed weights by the first parameter of a module, as long as that lives."""
 
 
-def _cache(weight: Tensor) -> _ops.PackedCache | None:
+def _cache(weight: Tensor) -> _plans.PackedCache | None:
     if type(weight) is not torch.nn.Parameter:
         return None  # computed for this call
-    cache: _ops.PackedCache | None = _caches.get(weight)
+    cache: _plans.PackedCache | None = _caches.get(weight)
     if cache is None:
         cache = _caches[weight] = {}
     return cache

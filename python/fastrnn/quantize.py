@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _ops
+from . import _plans
 from ._base import Hidden, run
 from ._problem import Stack, Weights, make_stack
 from ._variable_length import Lengths
@@ -89,7 +89,7 @@ class Quantized(torch.nn.Module):
         self.input_size, self.hidden_size = module.input_size, module.hidden_size
         self.proj_size, self.num_layers = module.proj_size, module.num_layers
         self.bidirectional, self.batch_first = module.bidirectional, module.batch_first
-        self._cache: _ops.PackedCache = {}
+        self._cache: _plans.PackedCache = {}
         for layer in self._stack().time_major:
             for slot in layer.names:
                 if slot is not None:

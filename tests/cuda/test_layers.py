@@ -9,7 +9,7 @@ from torch import nn
 import _cuda_emulated
 import fastrnn
 from _support import CELLS, DTYPES, Case, assert_matches_torch, error, run, truth, twin
-from fastrnn import _cuda_device, _ops
+from fastrnn import _cuda_device, _plans
 
 CASES = [
     Case(cell, T=4, B=17, I=5, H=19, bidirectional=True, batch_first=cell in ("gru", "proj"))
@@ -87,7 +87,7 @@ def test_reserve_is_laid_out_as_the_other_engine_has_it(
 ) -> None:
     """So what differentiates the backward pass serves both."""
     name = Case(cell).module(fastrnn)._spec.name
-    ours, theirs = _cuda_device.module().layout(name), _ops.cell_info(name)
+    ours, theirs = _cuda_device.module().layout(name), _plans.cell_info(name)
     assert ours["gradients"] == theirs["gradients"]
     assert ours["saved"] == theirs["saved"]
     assert ours["input"] == theirs["of_input"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _ops
+from .. import _plans
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 LAYOUTS = ("none", "strips", "rows", "panels", "windows")
@@ -78,7 +78,7 @@ class Weights:
 
     def problem(self, T: int, B: int, reverse: bool = False, worth: int | None = None) -> Any:
         """Return the compiled module's problem, its threads those that so much work is worth."""
-        return _ops.core.ReservoirProblem(
+        return _plans.core.ReservoirProblem(
             DTYPES[self.w_ih.dtype],
             self.activation,
             self.members,
@@ -112,8 +112,8 @@ def _address(x: Tensor | None) -> int:
 def _outputs(weights: Weights, x: Tensor, batch_first: bool) -> Tensor:
     M, T, B, _ = x.shape
     if batch_first:
-        return _ops.large_pages(x.new_empty(M, B, T, weights.hidden_size)).transpose(1, 2)
-    return _ops.large_pages(x.new_empty(M, T, B, weights.hidden_size))
+        return _plans.large_pages(x.new_empty(M, B, T, weights.hidden_size)).transpose(1, 2)
+    return _plans.large_pages(x.new_empty(M, T, B, weights.hidden_size))
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,11 @@ class Run:
         y = _outputs(weights, x, self.batch_first)
         h_n = x.new_empty(M, B, weights.hidden_size)
         activated = (
-            _ops.large_pages(x.new_empty(M, T, B, weights.hidden_size)) if training else None
+            _plans.large_pages(x.new_empty(M, T, B, weights.hidden_size)) if training else None
         )
         problem = weights.problem(T, B, self.reverse)
-        taken = _ops.scratch_memory.take(problem.workspace_bytes)
-        _ops.core.reservoir_forward(
+        taken = _plans.scratch_memory.take(problem.workspace_bytes)
+        _plans.core.reservoir_forward(
             problem,
             weights.addresses(),
             _address(x),
@@ -158,7 +158,7 @@ class Run:
             _address(activated),
             taken[0],
         )
-        _ops.scratch_memory.give_back(taken)
+        _plans.scratch_memory.give_back(taken)
         return y, h_n, activated
 
     def backward(
@@ -179,8 +179,8 @@ class Run:
         )
         dh0 = activated.new_empty(M, B, weights.hidden_size)
         problem = weights.problem(T, B, self.reverse)
-        taken = _ops.scratch_memory.take(problem.workspace_bytes)
-        _ops.core.reservoir_backward(
+        taken = _plans.scratch_memory.take(problem.workspace_bytes)
+        _plans.core.reservoir_backward(
             problem,
             weights.addresses(),
             _address(self.lengths),
@@ -195,7 +195,7 @@ class Run:
             _address(dh0),
             taken[0],
         )
-        _ops.scratch_memory.give_back(taken)
+        _plans.scratch_memory.give_back(taken)
         return dx, dfeedback, dh0
 
 
@@ -261,11 +261,11 @@ def forecast(
     # The threads of a ring meet at each step.
     work = T if reads is None else 1
     problem = first.problem(T, B, worth=work * B * (first.stored + O * units))
-    sized = _ops.core.ReservoirForecast(
+    sized = _plans.core.ReservoirForecast(
         problem, len(layers), O, square, w_out.shape[-1] > units, reads is not None
     )
-    taken = _ops.scratch_memory.take(sized.workspace_bytes)
-    _ops.core.reservoir_forecast(
+    taken = _plans.scratch_memory.take(sized.workspace_bytes)
+    _plans.core.reservoir_forecast(
         sized,
         [w.addresses() for w in layers],
         _address(w_out),
@@ -279,7 +279,7 @@ def forecast(
         _strides(out),
         taken[0],
     )
-    _ops.scratch_memory.give_back(taken)
+    _plans.scratch_memory.give_back(taken)
 
 
 def polynomial_forecast(
@@ -300,7 +300,7 @@ def polynomial_forecast(
     """
     T, B, O = out.shape
     order, features = monomials.shape
-    sized = _ops.core.Polynomial(
+    sized = _plans.core.Polynomial(
         DTYPES[window.dtype],
         T,
         B,
@@ -314,8 +314,8 @@ def polynomial_forecast(
         w_out.shape[-1] > features,
         threads(T * B * features * (order + O)),
     )
-    taken = _ops.scratch_memory.take(sized.workspace_bytes)
-    _ops.core.polynomial_forecast(
+    taken = _plans.scratch_memory.take(sized.workspace_bytes)
+    _plans.core.polynomial_forecast(
         sized,
         _address(monomials),
         _address(w_out),
@@ -327,7 +327,7 @@ def polynomial_forecast(
         [0, *out.stride()[:2]],
         taken[0],
     )
-    _ops.scratch_memory.give_back(taken)
+    _plans.scratch_memory.give_back(taken)
 
 
 def accumulate(
@@ -342,7 +342,7 @@ def accumulate(
 ) -> None:
     """Add the sums over a block of rows; ``gram_update`` says which."""
     n, N = states.shape
-    sized = _ops.core.Gram(
+    sized = _plans.core.Gram(
         DTYPES[states.dtype],
         DTYPES[targets.dtype],
         n,
@@ -350,8 +350,8 @@ def accumulate(
         targets.shape[1],
         threads(n * N * (N // 2 + targets.shape[1])),
     )
-    taken = _ops.scratch_memory.take(sized.workspace_bytes)
-    _ops.core.gram_accumulate(
+    taken = _plans.scratch_memory.take(sized.workspace_bytes)
+    _plans.core.gram_accumulate(
         sized,
         _address(states),
         states.stride(0),
@@ -365,4 +365,4 @@ def accumulate(
         _address(sums),
         taken[0],
     )
-    _ops.scratch_memory.give_back(taken)
+    _plans.scratch_memory.give_back(taken)
