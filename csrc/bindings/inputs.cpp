@@ -33,7 +33,7 @@ std::array<Part, kWithScales> parts_of(const fr::Problem& p) {
   const fr::Dtype vector = value_dtype(p);
   const int64_t scales = quantized ? rows : 0;
   return {{{rows, p.I, p.dtype},
-           {rows, p.P ? p.P : p.H, p.dtype},
+           {rows, output_size(p), p.dtype},
            {biases, 0, vector},
            {biases, 0, vector},
            {p.P, p.H, p.dtype},
@@ -51,33 +51,12 @@ Addresses addresses_of(const fr::Weights& w) {
   return {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, w.scale_ih, w.scale_hh, w.scale_hr};
 }
 
-// An initial state, (D, B, width) or of a step (B, width), or none.
-bool read_state(const fr::Problem& p, py::handle from, int64_t width, bool step, const void*& to) {
-  if (from.is_none()) return true;
-  const fr::Dtype dtype = value_dtype(p);
-  to = step ? read_contiguous(from, dtype, {p.B, width})
-            : read_contiguous(from, dtype, {p.directions, p.B, width});
-  return to != nullptr && !negated(from);
-}
-
-bool has_sizes(const fr::Problem& p, const DlTensor& x, bool batch_first, bool step) {
-  if (p.ragged) return x.ndim == 2 || x.ndim == 3;
-  if (step) return x.ndim == 2 && x.shape[0] == p.B && x.shape[1] == p.I;
-  return x.ndim == 3 && x.shape[batch_first] == p.T && x.shape[!batch_first] == p.B &&
-         x.shape[2] == p.I;
-}
-
-bool read_rows(const fr::Problem& p, py::handle from, bool batch_first, bool step, Inputs& to) {
-  DlTensor t;
-  if (!read(from, value_dtype(p), t) || !has_sizes(p, t, batch_first, step)) return false;
-  if (negated(from)) return false;
-  if (t.strides[t.ndim - 1] != 1 && t.shape[t.ndim - 1] != 1) return false;
-  to.x = t.data;
-  if (t.ndim == 2)
-    to.x_strides = {0, t.strides[0]};
-  else
-    to.x_strides = {t.strides[batch_first], t.strides[!batch_first]};
-  return true;
+bool has_sizes(const fr::Problem& p, const DlTensor& t, int64_t width, bool batch_first,
+               bool step) {
+  if (p.ragged) return t.ndim == 2 || t.ndim == 3;
+  if (step) return t.ndim == 2 && t.shape[0] == p.B && t.shape[1] == width;
+  return t.ndim == 3 && t.shape[batch_first] == p.T && t.shape[!batch_first] == p.B &&
+         t.shape[2] == width;
 }
 
 }  // namespace
@@ -104,13 +83,38 @@ Inputs make_inputs(const fr::Problem& p, Pointer x, int64_t x_step, int64_t x_ro
   return to;
 }
 
+bool read_rows(const fr::Problem& p, py::handle from, int64_t width, bool batch_first, bool step,
+               Rows& to) {
+  DlTensor t;
+  if (!read(from, value_dtype(p), t) || !has_sizes(p, t, width, batch_first, step)) return false;
+  if (negated(from)) return false;
+  if (t.strides[t.ndim - 1] != 1 && t.shape[t.ndim - 1] != 1) return false;
+  to.data = t.data;
+  if (t.ndim == 2)
+    to.strides = {0, t.strides[0]};
+  else
+    to.strides = {t.strides[batch_first], t.strides[!batch_first]};
+  return true;
+}
+
+bool read_state(const fr::Problem& p, py::handle from, int64_t width, bool step, const void*& to) {
+  if (from.is_none()) return true;
+  const fr::Dtype dtype = value_dtype(p);
+  to = step ? read_contiguous(from, dtype, {p.B, width})
+            : read_contiguous(from, dtype, {p.directions, p.B, width});
+  return to != nullptr && !negated(from);
+}
+
 std::optional<Inputs> read_inputs(const fr::Problem& p, py::handle x, py::handle h0, py::handle c0,
                                   const py::sequence& weights, bool batch_first, bool step) {
   Inputs to;
   const size_t each = weights_of_one(p);
-  if (weights.size() != each * size_t(p.directions) || !read_rows(p, x, batch_first, step, to) ||
-      !read_state(p, h0, p.P ? p.P : p.H, step, to.h0) || !read_state(p, c0, p.H, step, to.c0))
+  Rows rows;
+  if (weights.size() != each * size_t(p.directions) ||
+      !read_rows(p, x, p.I, batch_first, step, rows) ||
+      !read_state(p, h0, output_size(p), step, to.h0) || !read_state(p, c0, p.H, step, to.c0))
     return std::nullopt;
+  to.x = rows.data, to.x_strides = rows.strides;
   const auto parts = parts_of(p);
   for (size_t d = 0; d < size_t(p.directions); ++d) {
     Addresses a = {};

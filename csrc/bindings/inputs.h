@@ -27,6 +27,8 @@ inline fastrnn::Dtype value_dtype(const fastrnn::Problem& p) {
   return p.dtype == fastrnn::Dtype::kInt8 ? fastrnn::Dtype::kFloat32 : p.dtype;
 }
 
+inline int64_t output_size(const fastrnn::Problem& p) { return p.P ? p.P : p.H; }
+
 struct Inputs {
   const void* x = nullptr;
   fastrnn::Strides x_strides;
@@ -45,7 +47,20 @@ std::vector<fastrnn::Weights> read_weights(const fastrnn::Problem& problem, size
 Inputs make_inputs(const fastrnn::Problem& problem, Pointer x, int64_t x_step, int64_t x_row,
                    Pointer h0, Pointer c0, const std::vector<Pointer>& weights);
 
-// The same of tensors, if there is nothing special about any of them: all have the type, numbers
+// The rows of a tensor, (T, B, width) or (B, T, width), or of a step (B, width). False, here and of
+// a state, if there is anything special about it: see read_inputs().
+struct Rows {
+  void* data = nullptr;
+  fastrnn::Strides strides;
+};
+bool read_rows(const fastrnn::Problem& problem, pybind11::handle from, int64_t width,
+               bool batch_first, bool step, Rows& to);
+
+// A state, (D, B, width) or of a step (B, width), or None.
+bool read_state(const fastrnn::Problem& problem, pybind11::handle from, int64_t width, bool step,
+                const void*& to);
+
+// The inputs of a call, if there is nothing special about any of them: all have the type, numbers
 // and, but for x of several lengths, whose shape must have been checked, the shape that they should
 // have, and their values are on the CPU, in order and as they are, not negated. Else none: the
 // caller finds out what is wrong, or makes a copy. `step`: x is (B, I), states are (B, O) or (B,

@@ -11,8 +11,8 @@
 #include <optional>
 
 #include "../check.h"
+#include "calls.h"
 #include "inputs.h"
-#include "repeat.h"
 #include "reservoir.h"
 #include "tensors.h"
 #include "unlocked.h"
@@ -211,6 +211,9 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("use_tensors", &use_tensors);
   py::class_<Inputs>(m, "Inputs").doc() = "Where the inputs of a call are.";
+  py::class_<Layout>(m, "Layout")
+      .def(py::init<bool, bool, bool>(), py::arg("x_batch_first"), py::arg("y_batch_first"),
+           py::arg("step"));
   py::class_<SizedProblem>(m, "Problem")
       .def(py::init(&make_problem), py::arg("cell"), py::arg("dtype"), py::arg("activation"),
            py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
@@ -227,13 +230,8 @@ PYBIND11_MODULE(_core, m) {
               const py::sequence& weights, bool batch_first,
               bool step) { return read_inputs(p.problem, x, h0, c0, weights, batch_first, step); })
       .def("fingerprint", &fingerprint)
-      .def("repeat",
-           [](const SizedProblem& p, bool x_batch_first, bool y_batch_first, bool step,
-              py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
-              py::handle content, py::handle out, Pointer packed, Pointer workspace, Pointer h_n) {
-             const Layout layout{x_batch_first, y_batch_first, step};
-             return repeat(p, layout, x, h0, c0, weights, content, out, packed, workspace, h_n);
-           })
+      .def("repeat", &repeat)
+      .def("ordinary_backward", &ordinary_backward)
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("packs_as_used",
                              [](const SizedProblem& p) { return p.sizes.packs_as_used; })

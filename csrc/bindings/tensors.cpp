@@ -1,8 +1,6 @@
 #include "tensors.h"
 
 #include <algorithm>
-#include <array>
-#include <cassert>
 #include <vector>
 
 namespace py = pybind11;
@@ -66,11 +64,10 @@ bool read(py::handle object, fastrnn::Dtype dtype, DlTensor& to) {
   return true;
 }
 
-void* read_contiguous(py::handle object, fastrnn::Dtype dtype,
-                      std::initializer_list<int64_t> shape) {
+void* read_contiguous(py::handle object, fastrnn::Dtype dtype, const Shape& shape) {
   DlTensor t;
-  if (!read(object, dtype, t) || size_t(t.ndim) != shape.size()) return nullptr;
-  if (!std::equal(shape.begin(), shape.end(), t.shape)) return nullptr;
+  if (!read(object, dtype, t) || size_t(t.ndim) != shape.count) return nullptr;
+  if (!std::equal(t.shape, t.shape + t.ndim, shape.sizes.begin())) return nullptr;
   int64_t stride = 1;
   for (int i = t.ndim - 1; i >= 0; --i) {
     if (t.shape[i] != 1 && t.strides[i] != stride) return nullptr;
@@ -87,19 +84,15 @@ bool negated(py::handle tensor) {
   return answer.ptr() == Py_True;
 }
 
-py::object new_empty(py::handle tensor, std::initializer_list<int64_t> shape) {
+py::object new_empty(py::handle tensor, const Shape& shape) {
   static PyObject* const name = PyUnicode_InternFromString("new_empty");
-  constexpr size_t kMost = 3;
-  assert(shape.size() <= kMost);
-  std::array<py::int_, kMost> sizes;
-  std::array<PyObject*, kMost + 1> arguments = {tensor.ptr()};
-  size_t n = 0;
-  for (const int64_t size : shape) {
-    sizes[n] = py::int_(size);
-    arguments[n + 1] = sizes[n].ptr();
-    ++n;
+  std::array<py::int_, std::tuple_size_v<decltype(shape.sizes)>> sizes;
+  std::array<PyObject*, sizes.size() + 1> arguments = {tensor.ptr()};
+  for (size_t i = 0; i < shape.count; ++i) {
+    sizes[i] = py::int_(shape.sizes[i]);
+    arguments[i + 1] = sizes[i].ptr();
   }
-  PyObject* made = PyObject_VectorcallMethod(name, arguments.data(), n + 1, nullptr);
+  PyObject* made = PyObject_VectorcallMethod(name, arguments.data(), shape.count + 1, nullptr);
   if (!made) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(made);
 }

@@ -6,6 +6,9 @@
 #include <fastrnn/fastrnn.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
+#include <cassert>
 #include <cstdint>
 #include <initializer_list>
 
@@ -21,6 +24,20 @@ struct DlTensor {
   uint64_t byte_offset;
 };
 
+// The sizes of a tensor of up to four dimensions.
+struct Shape {
+  std::array<int64_t, 4> sizes = {};
+  size_t count;
+  Shape(std::initializer_list<int64_t> of) : Shape(of.begin(), of.size()) {}
+  explicit Shape(const DlTensor& t) : Shape(t.shape, size_t(t.ndim)) {}
+
+ private:
+  Shape(const int64_t* from, size_t n) : count(n) {
+    assert(n <= sizes.size());
+    std::copy_n(from, n, sizes.begin());
+  }
+};
+
 // Remembers which types of tensors have their own memory, where it seems to be, and torch's table.
 // Without one of a version that is known read() finds nothing.
 void use_tensors(const pybind11::list& types, const pybind11::object& table);
@@ -30,11 +47,10 @@ void use_tensors(const pybind11::list& types, const pybind11::object& table);
 bool read(pybind11::handle object, fastrnn::Dtype dtype, DlTensor& to);
 
 // The address of such a tensor if it has that shape and its values are in order; or null.
-void* read_contiguous(pybind11::handle object, fastrnn::Dtype dtype,
-                      std::initializer_list<int64_t> shape);
+void* read_contiguous(pybind11::handle object, fastrnn::Dtype dtype, const Shape& shape);
 
 // Whether a tensor is a lazily negated view (torch.Tensor.is_neg).
 bool negated(pybind11::handle tensor);
 
 // A new tensor as tensor.new_empty(*shape) makes it.
-pybind11::object new_empty(pybind11::handle tensor, std::initializer_list<int64_t> shape);
+pybind11::object new_empty(pybind11::handle tensor, const Shape& shape);

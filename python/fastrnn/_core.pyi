@@ -12,6 +12,11 @@ Ints = npt.NDArray[np.int64]
 class Inputs:
     """Where x, the initial states and the weights of a call are; the tensors must stay."""
 
+class Layout:
+    """How the rows of x and y lie."""
+
+    def __init__(self, x_batch_first: bool, y_batch_first: bool, step: bool) -> None: ...
+
 class Problem:
     """One layer over one batch: every size and layout follows from it (csrc/include/fastrnn.h)."""
 
@@ -50,9 +55,7 @@ class Problem:
     def fingerprint(self, inputs: Inputs, /) -> bytes: ...
     def repeat(
         self,
-        x_batch_first: bool,
-        y_batch_first: bool,
-        step: bool,
+        layout: Layout,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -64,6 +67,22 @@ class Problem:
         h_n: int,
         /,
     ) -> tuple[Tensor, Tensor | None, Tensor | None] | None: ...
+    def ordinary_backward(
+        self,
+        layout: Layout,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor | None],
+        wanted: Sequence[bool],
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        y: Tensor,
+        reserve: Tensor | None,
+        workspace: int,
+        /,
+    ) -> tuple[Tensor | None, ...] | None: ...
     @property
     def packed_bytes(self) -> int: ...
     @property

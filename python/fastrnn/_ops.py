@@ -131,9 +131,7 @@ def _repeated(
     taken = scratch_memory.take(size + plan.final_h if layer.step else size)
     scratch = taken[0]
     outputs = plan.problem.repeat(
-        layer.x_batch_first,
-        layer.y_batch_first,
-        layer.step,
+        plan.layout,
         x,
         h0,
         c0,
@@ -304,6 +302,37 @@ def forward(
     return y, h_n, c_n, reserve
 
 
+def _ordinary_backward(
+    layer: Layer,
+    sizes: tuple[int, int],
+    wanted: Sequence[bool],
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    outputs: tuple[Tensor, Tensor | None],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...] | None:
+    """Do what ``backward`` does of a batch without lengths, all of it in C++.
+
+    Returns:
+        The gradients; or ``None``, and nothing has been done: something is not ordinary.
+    """
+    T, B = sizes
+    try:
+        plan = plan_now(layer, x.dtype, T, B, False, True, layer.checkpoint_steps(T))
+    except ValueError:
+        return None
+    if plan.backward_workspace >= LARGE or torch._C._len_torch_dispatch_stack():
+        return None
+    taken = scratch_memory.take(plan.backward_workspace)
+    results = plan.problem.ordinary_backward(
+        plan.layout, x, h0, c0, weights, wanted, *gradients, *outputs, taken[0]
+    )
+    scratch_memory.give_back(taken)
+    return results
+
+
 def backward(
     layer: Layer,
     ragged: Ragged | None,
@@ -342,6 +371,10 @@ def backward(
     """
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
+    if on_cpu and ragged is None and samples is None and dgates is None:
+        found = _ordinary_backward(layer, (T, B), wanted, gradients, outputs, x, h0, c0, weights)
+        if found is not None:
+            return found
     if on_cpu:
         run = (T, B), True, samples or 1
         plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, *run)

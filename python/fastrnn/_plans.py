@@ -43,18 +43,21 @@ class Plan:
     """A problem, the sizes of its buffers in bytes, and whether a call of it can be repeated."""
 
     __slots__ = (
-        "backward_workspace final_h packed packing problem repeats saved threads workspace".split()
+        "backward_workspace final_h layout packed packing problem repeats saved threads "
+        "workspace".split()
     )
 
     def __init__(
         self,
         problem: _core.Problem,
+        layout: _core.Layout,
         packing: tuple[str, torch.dtype],
         threads: int,
         final_h: int,
         repeats: bool,
     ) -> None:
         self.problem = problem
+        self.layout = layout
         self.packed = aligned(problem.packed_bytes)
         self.packing = (*packing, self.packed)
         self.workspace = aligned(problem.workspace_bytes)
@@ -98,7 +101,9 @@ def plan_of(
     )
     row = layer.output_size * dtype.itemsize
     small = T * B * layer.directions * row < LARGE  # else y would be in large pages
-    return Plan(problem, (isa, dtype), threads, B * row, small and not (ragged or training))
+    layout = _core.Layout(layer.x_batch_first, layer.y_batch_first, layer.step)
+    repeats = small and not (ragged or training)
+    return Plan(problem, layout, (isa, dtype), threads, B * row, repeats)
 
 
 def plan_now(

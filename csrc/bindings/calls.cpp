@@ -1,0 +1,145 @@
+#include "calls.h"
+
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "tensors.h"
+#include "unlocked.h"
+
+namespace fr = fastrnn;
+namespace py = pybind11;
+
+namespace {
+
+// y, or a state: a new tensor whose address goes to `at`; not a Tensor where a mode makes others.
+py::object output(const fr::Problem& p, py::handle x, const Shape& shape, void*& at) {
+  py::object made = new_empty(x, shape);
+  at = read_contiguous(made, value_dtype(p), shape);
+  return made;
+}
+
+// Between the steps and the rows of a new tensor.
+fr::Strides strides_of(const fr::Problem& p, int64_t width, bool batch_first, bool step) {
+  if (step) return {0, width};
+  return batch_first ? fr::Strides{width, p.T * width} : fr::Strides{p.B * width, width};
+}
+
+py::object output_y(const fr::Problem& p, const Layout& layout, py::handle x, void*& at) {
+  const int64_t width = p.directions * output_size(p);
+  if (layout.step) return output(p, x, {p.B, width}, at);
+  return layout.y_batch_first ? output(p, x, {p.B, p.T, width}, at)
+                              : output(p, x, {p.T, p.B, width}, at);
+}
+
+// A final state: what `out` has at `index`, or a new tensor.
+py::object output_state(const fr::Problem& p, const Layout& layout, py::handle x, int64_t width,
+                        py::handle out, size_t index, void*& at) {
+  if (!out.is_none()) {
+    py::object given = py::reinterpret_borrow<py::sequence>(out)[index];
+    at = read_contiguous(given, value_dtype(p), {p.directions, p.B, width});
+    return given;
+  }
+  return layout.step ? output(p, x, {p.B, width}, at)
+                     : output(p, x, {p.directions, p.B, width}, at);
+}
+
+// What forward() kept: there may be nothing to keep.
+bool read_reserve(const SizedProblem& sized, py::handle from, const void*& to) {
+  const fr::Problem& p = sized.problem;
+  if (sized.sizes.saved == 0) return from.is_none();
+  const bool wide = p.dtype == fr::Dtype::kFloat64;
+  const int64_t K = p.checkpoint_every, steps = K ? (p.T - 1) / K + 1 : p.T;
+  to = read_contiguous(from, wide ? p.dtype : fr::Dtype::kFloat32,
+                       {p.directions, steps * p.B, sized.sizes.saved, p.H});
+  return to != nullptr && !negated(from);
+}
+
+// Of the tensors whose gradients are wanted, these; see ordinary_backward().
+class Gradients {
+ public:
+  Gradients(const fr::Problem& p, const py::sequence& wanted)
+      : p_(p), wanted_(wanted), made_(wanted.size()) {}
+
+  // The address of a gradient of the next tensor: null if it is not wanted.
+  void* add(py::handle of) {
+    py::object& made = made_[next_];
+    made = py::none();
+    if (!wanted_[next_++].cast<bool>() || of.is_none()) return nullptr;
+    DlTensor t;
+    void* at = nullptr;
+    if (read(of, p_.dtype, t)) made = output(p_, of, Shape(t), at);
+    whole_ = whole_ && at;
+    return at;
+  }
+  bool whole() const { return whole_; }  // all that are wanted have been made
+  py::tuple take() {
+    py::tuple all(made_.size());
+    for (size_t i = 0; i < made_.size(); ++i) all[i] = std::move(made_[i]);
+    return all;
+  }
+
+ private:
+  const fr::Problem& p_;
+  const py::sequence& wanted_;
+  std::vector<py::object> made_;
+  size_t next_ = 0;
+  bool whole_ = true;
+};
+
+}  // namespace
+
+py::object repeat(const SizedProblem& sized, const Layout& layout, py::handle x, py::handle h0,
+                  py::handle c0, const py::sequence& weights, py::handle content, py::handle out,
+                  Pointer packed, Pointer workspace, Pointer h_n) {
+  const fr::Problem& p = sized.problem;
+  if (sized.isa != fr::isa()) return py::none();
+  const auto inputs = read_inputs(p, x, h0, c0, weights, layout.x_batch_first, layout.step);
+  if (!inputs) return py::none();
+  if (!content.is_none() && !fingerprint(sized, *inputs).equal(content)) return py::none();
+
+  auto b = buffers_with<fr::ForwardBuffers>(*inputs);
+  b.packed = at(packed), b.workspace = at(workspace), b.h_n = at(h_n);
+  py::object y = output_y(p, layout, x, b.y), last_h = py::none(), last_c = py::none();
+  b.y_strides = strides_of(p, p.directions * output_size(p), layout.y_batch_first, layout.step);
+  if (!layout.step) last_h = output_state(p, layout, x, output_size(p), out, 0, b.h_n);
+  const bool two_states = fr::cell_info(p.cell).states > 1;
+  if (two_states) last_c = output_state(p, layout, x, p.H, out, 1, b.c_n);
+  if (!b.y || !b.h_n || (two_states && !b.c_n)) return py::none();
+  run_unlocked(b, [&] { return fr::forward(p, b); });
+  return py::make_tuple(y, last_h, last_c);
+}
+
+py::object ordinary_backward(const SizedProblem& sized, const Layout& layout, py::handle x,
+                             py::handle h0, py::handle c0, const py::sequence& weights,
+                             const py::sequence& wanted, py::handle dy, py::handle dh_n,
+                             py::handle dc_n, py::handle y, py::handle reserve, Pointer workspace) {
+  const fr::Problem& p = sized.problem;
+  const int64_t width = p.directions * output_size(p);
+  const bool step = layout.step;
+  const auto inputs = read_inputs(p, x, h0, c0, weights, layout.x_batch_first, step);
+  if (!inputs || wanted.size() != 3 + weights.size()) return py::none();
+  auto b = buffers_with<fr::BackwardBuffers>(*inputs);
+  Rows rows, gradient_rows;
+  if (!read_rows(p, y, width, layout.y_batch_first, step, rows) ||
+      (!dy.is_none() && !read_rows(p, dy, width, layout.y_batch_first, step, gradient_rows)) ||
+      !read_state(p, dh_n, output_size(p), step, b.dh_n) ||
+      !read_state(p, dc_n, p.H, step, b.dc_n) || !read_reserve(sized, reserve, b.reserve))
+    return py::none();
+  b.y = rows.data, b.y_strides = rows.strides;
+  b.dy = gradient_rows.data, b.dy_strides = gradient_rows.strides;
+
+  Gradients gradients(p, wanted);
+  b.dx = gradients.add(x), b.dh0 = gradients.add(h0), b.dc0 = gradients.add(c0);
+  b.dx_strides = strides_of(p, p.I, layout.x_batch_first, step);
+  for (int d = 0; d < p.directions; ++d) {
+    std::array<void*, kMatricesAndBiases> to;
+    for (size_t i = 0; i < to.size(); ++i)
+      to[i] = gradients.add(weights[size_t(d) * to.size() + i]);
+    b.gradients[d] = {to[0], to[1], to[2], to[3], to[4]};
+  }
+  if (!gradients.whole()) return py::none();
+  b.workspace = at(workspace);
+  run_unlocked(b, [&] { return fr::backward(p, b); });
+  return gradients.take();
+}

@@ -1,0 +1,169 @@
+"""Backward passes that the compiled module does by itself: same bits as through the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastrnn
+from fastrnn import _ops
+
+T, B, I, H = 5, 3, 4, 6
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no table for DLPack"
+)
+
+CASES: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
+    "RNN": lambda: (fastrnn.RNN(I, H), (T, B, I)),
+    "relu": lambda: (fastrnn.RNN(I, H, nonlinearity="relu", bias=False), (T, B, I)),
+    "GRU": lambda: (fastrnn.GRU(I, H, bidirectional=True), (T, B, I)),
+    "LSTM": lambda: (fastrnn.LSTM(I, H), (T, B, I)),
+    "one unit": lambda: (fastrnn.LSTM(I, 1), (T, B, I)),
+    "projected": lambda: (fastrnn.LSTM(I, H, proj_size=2, bidirectional=True), (T, B, I)),
+    "batch_first": lambda: (fastrnn.LSTM(I, H, batch_first=True, bidirectional=True), (B, T, I)),
+    "layers": lambda: (fastrnn.GRU(I, H, num_layers=2, batch_first=True), (B, T, I)),
+    "checkpoints": lambda: (fastrnn.LSTM(I, H, checkpoint_every=2), (T, B, I)),
+    "unbatched": lambda: (fastrnn.LSTM(I, H), (T, I)),
+    "float64": lambda: (fastrnn.LSTM(I, H, dtype=torch.float64), (T, B, I)),
+    "bfloat16": lambda: (fastrnn.GRU(I, H, dtype=torch.bfloat16), (T, B, I)),
+    "LSTMCell": lambda: (fastrnn.LSTMCell(I, H), (B, I)),
+    "GRUCell": lambda: (fastrnn.GRUCell(I, H), (B, I)),
+}
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each backward pass: whether the compiled module did it by itself."""
+    done: list[bool] = []
+    original = _ops._ordinary_backward
+
+    def watched(*args: Any) -> Any:
+        results = original(*args)
+        done.append(results is not None)
+        return results
+
+    monkeypatch.setattr(_ops, "_ordinary_backward", watched)
+    return done
+
+
+def outputs_of(module: Any, x: Tensor, hx: Any) -> list[Tensor]:
+    outputs = module(x) if hx is None else module(x, hx)
+    first, rest = (outputs, ()) if isinstance(outputs, Tensor) else outputs
+    return [first, *(rest if isinstance(rest, tuple) else (rest,))]
+
+
+def states_of(module: Any, x: Tensor) -> Any:
+    """Return initial states that ask for gradients, in the form that the module takes."""
+    with torch.no_grad():
+        shapes = outputs_of(module, x, None)
+    if not isinstance(module, torch.nn.RNNCellBase):
+        shapes = shapes[1:]
+    made = tuple(torch.randn(s.shape).to(x.dtype).requires_grad_() for s in shapes)
+    return made if len(made) > 1 else made[0]
+
+
+def gradients(outputs: list[Tensor], given: list[Tensor | None], wanted: list[Tensor]) -> Any:
+    pairs = [(y, dy) for y, dy in zip(outputs, given, strict=True) if dy is not None]
+    ys, dys = zip(*pairs, strict=True)
+    return torch.autograd.grad(ys, wanted, dys, retain_graph=True, allow_unused=True)
+
+
+def assert_same(got: Any, wanted: Any) -> None:
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert torch.equal(a, b)
+            assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_bits(case: str, answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    module, sizes = CASES[case]()
+    parameters = list(module.parameters())
+    x = torch.randn(sizes).to(parameters[0].dtype).requires_grad_()
+    hx = states_of(module, x)
+    inputs = [x, *(hx if isinstance(hx, tuple) else (hx,)), *parameters]
+    outputs = outputs_of(module, x, hx)
+    whole: list[Tensor | None] = [torch.randn_like(y) for y in outputs]
+    layers = getattr(module, "num_layers", 1)
+    for missing in range(len(outputs) + 1):
+        given = [None if i == missing else dy for i, dy in enumerate(whole)]
+        if not any(dy is not None for dy in given):
+            continue
+        for wanted in (inputs, inputs[:1], inputs[1:], parameters[:1], parameters[-1:]):
+            answers.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(_ops, "_ordinary_backward", lambda *_: None)
+                expected = gradients(outputs, given, wanted)
+            got = gradients(outputs, given, wanted)
+            assert_same(got, expected)
+            assert answers, "it has not been asked"
+            assert all(answers)
+            assert len(answers) <= layers
+
+
+def _negated(value: Tensor) -> Tensor:
+    return torch.complex(torch.zeros_like(value), -value).conj().imag
+
+
+SPECIAL: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "expanded": (lambda t: t.flatten()[:1].expand(t.shape), False),
+    "scattered": (lambda t: t.repeat_interleave(2, dim=-1)[..., ::2], False),
+    "negated": (_negated, False),
+    "transposed": (lambda t: t.transpose(0, 1).contiguous().transpose(0, 1), True),
+    "a row for all": (lambda t: t[:1, :1].expand(t.shape), True),
+}
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_gradients_that_lie_elsewhere(
+    special: str, answers: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, ordinary = SPECIAL[special]
+    module, x = fastrnn.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    y = module(x)[0]
+    dy = change(torch.randn(T, B, H))
+    got = torch.autograd.grad(y, [x, *module.parameters()], dy, retain_graph=True)
+    assert answers == [ordinary]
+    monkeypatch.setattr(_ops, "_ordinary_backward", lambda *_: None)
+    assert_same(got, torch.autograd.grad(y, [x, *module.parameters()], dy.clone()))
+
+
+def test_of_a_state_too(answers: list[bool]) -> None:
+    module, x = fastrnn.GRU(I, H), torch.randn(T, B, I)
+    _, h_n = module(x)
+    dh = torch.randn(1, B, H)
+    scattered = dh.repeat_interleave(2, dim=-1)[..., ::2]
+    once = torch.autograd.grad(h_n, [*module.parameters()], dh, retain_graph=True)
+    assert_same(once, torch.autograd.grad(h_n, [*module.parameters()], scattered))
+    assert answers == [True, False]
+
+
+@pytest.mark.parametrize("what", ["y", "reserve"])
+def test_what_a_hook_hands_back_is_checked(what: str, answers: list[bool]) -> None:
+    """Of another size or dtype it is refused, as it is without the compiled module's way."""
+    module, x = fastrnn.LSTM(I, H), torch.randn(T, B, I)
+    sizes = {"y": (T, B, H), "reserve": (1, T * B, 5, H)}
+    found = []
+
+    def pack(t: Tensor) -> Tensor:
+        return t
+
+    def unpack(t: Tensor) -> Tensor:
+        if t.shape == sizes[what]:
+            found.append(t)
+            return t.double()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y, _ = module(x)
+    with pytest.raises((RuntimeError, ValueError), match="saved"):
+        y.sum().backward()
+    assert found
+    assert not any(answers)
