@@ -145,25 +145,52 @@ def test_of_a_state_too(answers: list[bool]) -> None:
     assert answers == [True, False]
 
 
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "dtype": lambda t: t.double(),
+    "fewer rows": lambda t: t[..., :-1, :],
+    "more": lambda t: torch.cat([t, t]),
+    "flat": lambda t: t.flatten(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("what", ["y", "reserve"])
-def test_what_a_hook_hands_back_is_checked(what: str, answers: list[bool]) -> None:
+def test_what_a_hook_hands_back_is_checked(what: str, change: str, answers: list[bool]) -> None:
     """Of another size or dtype it is refused, as it is without the compiled module's way."""
     module, x = fastrnn.LSTM(I, H), torch.randn(T, B, I)
     sizes = {"y": (T, B, H), "reserve": (1, T * B, 5, H)}
-    found = []
-
-    def pack(t: Tensor) -> Tensor:
-        return t
 
     def unpack(t: Tensor) -> Tensor:
-        if t.shape == sizes[what]:
-            found.append(t)
-            return t.double()
-        return t
+        return CHANGES[change](t) if t.shape == sizes[what] else t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
         y, _ = module(x)
     with pytest.raises((RuntimeError, ValueError), match="saved"):
-        y.sum().backward()
-    assert found
-    assert not any(answers)
+        torch.autograd.grad(y, [*module.parameters()], torch.ones_like(y))
+    assert answers == [False]
+
+
+@pytest.mark.parametrize("name", ["dy", "dh_n", "dc_n"])
+def test_negated_numbers(name: str, answers: list[bool]) -> None:
+    """Of one number strides do not tell that it is part of a complex one."""
+    module, x = fastrnn.LSTM(1, 1), torch.randn(1, 1, 1)
+    y, (h_n, c_n) = module(x)
+    output = {"dy": y, "dh_n": h_n, "dc_n": c_n}[name]
+    d = torch.randn(1, 1, 1)
+    wanted = torch.autograd.grad(output, [*module.parameters()], d, retain_graph=True)
+    got = torch.autograd.grad(output, [*module.parameters()], _negated(d))
+    assert_same(got, wanted)
+    assert answers == [True, False]
+
+
+def test_frozen_weights(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = fastrnn.LSTM(I, H, bidirectional=True), torch.randn(T, B, I, requires_grad=True)
+    for name in ("weight_hh_l0", "bias_ih_l0", "weight_ih_l0_reverse"):
+        getattr(module, name).requires_grad_(False)
+    wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
+    y, _ = module(x)
+    dy = torch.randn_like(y)
+    got = torch.autograd.grad(y, wanted, dy, retain_graph=True)
+    assert answers == [True]
+    monkeypatch.setattr(_ops, "_ordinary_backward", lambda *_: None)
+    assert_same(got, torch.autograd.grad(y, wanted, dy))

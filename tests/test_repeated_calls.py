@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn import _memory, _ops
 
 T, B, I, H = 5, 3, 4, 6
 
@@ -91,21 +91,23 @@ def results(module: Any, *args: Any) -> list[Tensor]:
     return [first, *(rest if isinstance(rest, tuple) else (rest,))]
 
 
-@pytest.mark.parametrize("given", ["states", "none"])
+@pytest.mark.parametrize("start", ["states", "none"])
 @pytest.mark.parametrize("case", CASES)
-def test_same_bits(case: str, given: str, answers: list[bool]) -> None:
+def test_same_bits(case: str, start: str, answers: list[bool]) -> None:
     """The same as a module that has never run, for each call; and outputs of calls are apart."""
     module, x, *hx = CASES[case]()
-    if given == "none":
+    if start == "none":
         hx = []
     first = results(module, x, *hx)
     kept = [t.clone() for t in first]
     layers = getattr(module, "num_layers", 1)
+    given = x.clone()
     assert not any(answers)
     answers.clear()
     for scale in (1.0, 0.5, -2.0):
-        again = results(module, x * scale, *hx)
-        for got, wanted in zip(again, results(copy.deepcopy(module), x * scale, *hx), strict=True):
+        x.copy_(given * scale)  # as it lies
+        again = results(module, x, *hx)
+        for got, wanted in zip(again, results(copy.deepcopy(module), x, *hx), strict=True):
             assert torch.equal(got, wanted)
             assert (got.shape, got.stride(), got.dtype) == (
                 wanted.shape,
@@ -176,6 +178,66 @@ def test_what_is_not_as_before_is_found_out(name: str, special: str, answers: li
     assert_same_outcome(got, outcome(copy.deepcopy(module), x, tuple(hx)))
 
 
+@pytest.mark.parametrize("kind", ["sequence", "cell", "quantized"])
+def test_packed_weights_are_not_written_again(kind: str, answers: list[bool]) -> None:
+    """Another thread may be reading them, and packing takes time."""
+    module: Any = fastrnn.LSTMCell(I, H) if kind == "cell" else lstm()
+    if kind == "quantized":
+        module = fastrnn.quantize_dynamic(module).eval()
+    x = torch.randn(B, I) if kind == "cell" else torch.randn(T, B, I)
+    before = results(module, x)
+    cache = module._cache if kind == "quantized" else module.__dict__["_runtime"]
+    cache = cache if isinstance(cache, dict) else getattr(cache, "cache", None) or cache[1]
+    memory = cache[0].memory
+    kept = memory.clone()
+    memory.zero_()
+    after = results(module, x)
+    assert answers == [True]
+    assert not memory.any()
+    assert not torch.equal(after[0], before[0])
+    memory.copy_(kept)
+    assert_same_outcome(results(module, x), before)
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "c0"])
+def test_negated_numbers(name: str, answers: list[bool]) -> None:
+    """Of one number strides do not tell that it is part of a complex one."""
+    module = fastrnn.LSTM(1, 1)
+    given = {"x": torch.randn(1, 1, 1), "h0": torch.randn(1, 1, 1), "c0": torch.randn(1, 1, 1)}
+    for _ in range(2):
+        module(given["x"], (given["h0"], given["c0"]))
+    assert answers.pop()
+    given[name] = _negated(given[name])
+    x, *hx = given.values()
+    got = outcome(module, x, tuple(hx))
+    assert_same_outcome(got, outcome(module, x.clone(), tuple(s.clone() for s in hx)))
+    assert answers == [False, True]
+
+
+def test_a_final_state_behind_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a step h_n goes there: nothing beyond the memory that was asked for is written."""
+    taken = []
+
+    def guarded(size: int) -> Tensor:
+        taken.append(torch.full((size + 4096,), 0x5A, dtype=torch.uint8))
+        return taken[-1]
+
+    module, x = fastrnn.GRUCell(I, 61), torch.randn(37, I)
+    expected = module(x)
+    monkeypatch.setattr(_ops, "scratch_memory", _memory.Scratch(guarded))
+    assert torch.equal(module(x), expected)
+    assert taken
+    assert all((memory[-4096:] == 0x5A).all() for memory in taken)
+
+
+def test_without_inputs() -> None:
+    """A matrix without columns has nothing to compare."""
+    module, x = fastrnn.GRUCell(0, H), torch.zeros(B, 0)
+    first = module(x)
+    assert torch.equal(module(x), first)
+    torch.testing.assert_close(module(x, first), torch.nn.GRUCell.forward(module, x, first))
+
+
 def test_weights_that_changed_are_packed_again(answers: list[bool]) -> None:
     module, x = lstm(num_layers=2), torch.randn(T, B, I)
     module(x)
@@ -203,6 +265,9 @@ def test_threads_and_instruction_sets(answers: list[bool]) -> None:
     try:
         torch.set_num_threads(before[0] + 1)
         assert_same_outcome(results(module, x), expected)
+        assert not any(answers)
+        assert_same_outcome(results(module, x), expected)
+        assert answers.pop()
         for name in _ops.available_isas():
             _ops.set_isa(name)
             answers.clear()
@@ -256,12 +321,13 @@ def test_what_new_tensors_are_is_torchs_matter(answers: list[bool]) -> None:
     assert not any(answers)
 
 
-def test_in_inference_mode() -> None:
+def test_in_inference_mode(answers: list[bool]) -> None:
     module, x = lstm(), torch.randn(T, B, I)
     expected = results(module, x)
     assert not any(t.is_inference() for t in expected)
     with torch.inference_mode():
         inside = results(module, x)
+        assert answers == [True]
     assert all(t.is_inference() for t in inside)
     assert_same_outcome([t.clone() for t in inside], expected)
     assert not any(t.is_inference() for t in results(module, x))

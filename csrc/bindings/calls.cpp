@@ -12,7 +12,7 @@ namespace py = pybind11;
 
 namespace {
 
-// y, or a state: a new tensor whose address goes to `at`; not a Tensor where a mode makes others.
+// y, a state or a gradient: a new tensor, and its address; null where a mode makes something else.
 py::object output(const fr::Problem& p, py::handle x, const Shape& shape, void*& at) {
   py::object made = new_empty(x, shape);
   at = read_contiguous(made, value_dtype(p), shape);
@@ -55,7 +55,7 @@ bool read_reserve(const SizedProblem& sized, py::handle from, const void*& to) {
   return to != nullptr && !negated(from);
 }
 
-// Of the tensors whose gradients are wanted, these; see ordinary_backward().
+// New gradients of those that are wanted, in the order of `wanted`.
 class Gradients {
  public:
   Gradients(const fr::Problem& p, const py::sequence& wanted)
@@ -68,11 +68,12 @@ class Gradients {
     if (!wanted_[next_++].cast<bool>() || of.is_none()) return nullptr;
     DlTensor t;
     void* at = nullptr;
-    if (read(of, p_.dtype, t)) made = output(p_, of, Shape(t), at);
-    whole_ = whole_ && at;
+    if (read(of, p_.dtype, t) && size_t(t.ndim) <= Shape::kMost)
+      made = output(p_, of, Shape(t), at);
+    complete_ = complete_ && at;
     return at;
   }
-  bool whole() const { return whole_; }  // all that are wanted have been made
+  bool complete() const { return complete_; }  // all that are wanted have been made
   py::tuple take() {
     py::tuple all(made_.size());
     for (size_t i = 0; i < made_.size(); ++i) all[i] = std::move(made_[i]);
@@ -84,7 +85,7 @@ class Gradients {
   const py::sequence& wanted_;
   std::vector<py::object> made_;
   size_t next_ = 0;
-  bool whole_ = true;
+  bool complete_ = true;
 };
 
 }  // namespace
@@ -99,7 +100,7 @@ py::object repeat(const SizedProblem& sized, const Layout& layout, py::handle x,
   if (!content.is_none() && !fingerprint(sized, *inputs).equal(content)) return py::none();
 
   auto b = buffers_with<fr::ForwardBuffers>(*inputs);
-  b.packed = at(packed), b.workspace = at(workspace), b.h_n = at(h_n);
+  b.packed = at(packed), b.repack = false, b.workspace = at(workspace), b.h_n = at(h_n);
   py::object y = output_y(p, layout, x, b.y), last_h = py::none(), last_c = py::none();
   b.y_strides = strides_of(p, p.directions * output_size(p), layout.y_batch_first, layout.step);
   if (!layout.step) last_h = output_state(p, layout, x, output_size(p), out, 0, b.h_n);
@@ -138,7 +139,7 @@ py::object ordinary_backward(const SizedProblem& sized, const Layout& layout, py
       to[i] = gradients.add(weights[size_t(d) * to.size() + i]);
     b.gradients[d] = {to[0], to[1], to[2], to[3], to[4]};
   }
-  if (!gradients.whole()) return py::none();
+  if (!gradients.complete()) return py::none();
   b.workspace = at(workspace);
   run_unlocked(b, [&] { return fr::backward(p, b); });
   return gradients.take();

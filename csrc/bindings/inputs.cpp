@@ -16,13 +16,15 @@ size_t weights_of_one(const fr::Problem& p) {
   return p.dtype == fr::Dtype::kInt8 ? kWithScales : kMatricesAndBiases;
 }
 
+constexpr int64_t kVector = -1;  // in place of columns
+
 struct Part {
-  int64_t rows, columns;  // rows 0: there is none; columns 0: a vector
+  int64_t rows, columns;  // rows 0: there is none
   fr::Dtype dtype;
 
   size_t bytes() const {
     constexpr size_t kBytes[] = {4, 8, 2, 2, 1};
-    return size_t(rows * (columns ? columns : 1)) * kBytes[int(dtype)];
+    return size_t(rows * (columns == kVector ? 1 : columns)) * kBytes[int(dtype)];
   }
 };
 
@@ -34,12 +36,12 @@ std::array<Part, kWithScales> parts_of(const fr::Problem& p) {
   const int64_t scales = quantized ? rows : 0;
   return {{{rows, p.I, p.dtype},
            {rows, output_size(p), p.dtype},
-           {biases, 0, vector},
-           {biases, 0, vector},
+           {biases, kVector, vector},
+           {biases, kVector, vector},
            {p.P, p.H, p.dtype},
-           {scales, 0, vector},
-           {scales, 0, vector},
-           {quantized ? p.P : 0, 0, vector}}};
+           {scales, kVector, vector},
+           {scales, kVector, vector},
+           {quantized ? p.P : 0, kVector, vector}}};
 }
 
 fr::Weights weights_at(const Addresses& a) {
@@ -122,8 +124,9 @@ std::optional<Inputs> read_inputs(const fr::Problem& p, py::handle x, py::handle
       const Part& part = parts[i];
       if (part.rows == 0) continue;
       const py::object weight = weights[d * each + i];
-      a[i] = part.columns ? read_contiguous(weight, part.dtype, {part.rows, part.columns})
-                          : read_contiguous(weight, part.dtype, {part.rows});
+      a[i] = part.columns == kVector
+                 ? read_contiguous(weight, part.dtype, {part.rows})
+                 : read_contiguous(weight, part.dtype, {part.rows, part.columns});
       // Negated views of several numbers have gaps between them, as parts of complex numbers.
       if (!a[i] || (p.H == 1 && negated(weight))) return std::nullopt;
     }

@@ -1,5 +1,5 @@
-// fastrnn._core: the C++ interface with pointers as integers. Python's _ops.py checks tensors;
-// here only tensors.cpp knows them.
+// fastrnn._core: the C++ interface with pointers as integers, of tensors that Python's _ops.py has
+// checked. Ordinary ones inputs.cpp reads by itself, and calls.cpp does whole calls of them.
 #include <fastrnn/fastrnn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -192,7 +192,7 @@ double read_bandwidth(size_t bytes, double seconds) {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Compiled kernels; fastrnn._ops is the only user.";
+  m.doc() = "Compiled kernels; fastrnn._plans is the only importer.";
   m.def("version", &fr::version);
   m.def("isa", &fr::isa);
   m.def("available_isas", &fr::available_isas);

@@ -86,7 +86,7 @@ bool negated(py::handle tensor) {
 
 py::object new_empty(py::handle tensor, const Shape& shape) {
   static PyObject* const name = PyUnicode_InternFromString("new_empty");
-  std::array<py::int_, std::tuple_size_v<decltype(shape.sizes)>> sizes;
+  std::array<py::int_, Shape::kMost> sizes;
   std::array<PyObject*, sizes.size() + 1> arguments = {tensor.ptr()};
   for (size_t i = 0; i < shape.count; ++i) {
     sizes[i] = py::int_(shape.sizes[i]);

@@ -26,14 +26,15 @@ struct DlTensor {
 
 // The sizes of a tensor of up to four dimensions.
 struct Shape {
-  std::array<int64_t, 4> sizes = {};
+  static constexpr size_t kMost = 4;
+  std::array<int64_t, kMost> sizes = {};
   size_t count;
   Shape(std::initializer_list<int64_t> of) : Shape(of.begin(), of.size()) {}
   explicit Shape(const DlTensor& t) : Shape(t.shape, size_t(t.ndim)) {}
 
  private:
   Shape(const int64_t* from, size_t n) : count(n) {
-    assert(n <= sizes.size());
+    assert(n <= kMost);
     std::copy_n(from, n, sizes.begin());
   }
 };

@@ -125,7 +125,7 @@ def _repeated(
     plan = last.plan
     if not plan.repeats or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
         return None
-    if torch._C._len_torch_dispatch_stack():  # memory allocated here may be none
+    if torch._C._len_torch_dispatch_stack():  # under a mode new tensors may have no memory
         return None
     size = plan.workspace
     taken = scratch_memory.take(size + plan.final_h if layer.step else size)
