@@ -12,7 +12,7 @@ struct Layout {
   bool x_batch_first, y_batch_first, step;
 };
 
-// forward() without gradients of a batch without lengths, if weights have been packed and nothing
+// forward() without gradients, for a batch without lengths, if weights have been packed and nothing
 // is special about any tensor (see read_inputs): (y, h_n, c_n), as fastrnn._ops.forward returns
 // them. Else None.
 //
@@ -23,7 +23,7 @@ pybind11::object repeat(const SizedProblem& sized, const Layout& layout, pybind1
                         pybind11::handle content, pybind11::handle out, Pointer packed,
                         Pointer workspace, Pointer h_n);
 
-// backward() of a batch without lengths, if nothing is special about any tensor: the gradients of
+// backward() for a batch without lengths, if nothing is special about any tensor: the gradients of
 // x, h0, c0 and the weights, None for those not `wanted`. Else None.
 pybind11::object ordinary_backward(const SizedProblem& sized, const Layout& layout,
                                    pybind11::handle x, pybind11::handle h0, pybind11::handle c0,
