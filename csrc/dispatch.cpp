@@ -2,6 +2,7 @@
 #include <fastrnn/fastrnn.h>
 
 #include <cstring>
+#include <new>
 
 #include "check.h"
 #include "cpu/isa.h"
@@ -221,11 +222,38 @@ bool second_order(const Problem& problem, const SecondOrderBuffers& b) {
   return kernels_for(p).second_order(p, b);
 }
 
+namespace {
+
+// Zeroed memory of a stream, in large pages if it is large.
+class StreamMemory {
+ public:
+  explicit StreamMemory(size_t bytes)
+      : align_(std::align_val_t(bytes < kLargePage ? 64 : kLargePage)),
+        start_(::operator new(bytes, align_)) {
+    advise_large_pages(start_, bytes);
+    memset(start_, 0, bytes);
+  }
+  ~StreamMemory() { ::operator delete(start_, align_); }
+  StreamMemory(const StreamMemory&) = delete;
+  StreamMemory& operator=(const StreamMemory&) = delete;
+  void* start() const { return start_; }
+
+ private:
+  static constexpr size_t kLargePage = 2 << 20;
+  std::align_val_t align_;
+  void* start_;
+};
+
+}  // namespace
+
 struct Stream::Implementation {
+  Implementation(const Problem& p, int count, const StreamKernels& functions, size_t bytes)
+      : problem(p), layers(count), kernels(functions), memory(bytes), state(nullptr) {}
+
   Problem problem;
   int layers;
   StreamKernels kernels;
-  std::vector<char> memory;
+  StreamMemory memory;
   void* state;
 };
 
@@ -246,8 +274,8 @@ Stream::Stream(const Problem& problem, int layers) : self_(nullptr) {
   FASTRNN_CHECK(double(bytes) * layers < double(size_t(1) << 62),
                 "layers must be few enough for less than 2^62 bytes, got " << layers);
   kernels.create(p, layers, nullptr, bytes);
-  self_ = new Implementation{p, layers, kernels, std::vector<char>(bytes), nullptr};
-  self_->state = kernels.create(p, layers, self_->memory.data(), bytes);
+  self_ = new Implementation(p, layers, kernels, bytes);
+  self_->state = kernels.create(p, layers, self_->memory.start(), bytes);
   kernels.set_state(self_->state, nullptr, nullptr);
 }
 

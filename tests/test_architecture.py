@@ -49,6 +49,7 @@ MAY_INCLUDE = {
         PUBLIC_RESERVOIR,
     },
     "dispatch.cpp": {"check.h", "cpu/isa.h", "cpu/kernels.h", PUBLIC},
+    "pages.cpp": {PUBLIC},
     "segments.cpp": {"check.h", PUBLIC},
     "bindings": {"check.h", PUBLIC, PUBLIC_RESERVOIR},
     "cuda": {"check.h", "math.h", "cells/list.h", PUBLIC},

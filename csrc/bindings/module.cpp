@@ -194,6 +194,10 @@ double read_bandwidth(size_t bytes, double seconds) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels; fastrnn._plans is the only importer.";
   m.def("version", &fr::version);
+  m.def(
+      "advise_large_pages",
+      [](Pointer start, size_t bytes) { fr::advise_large_pages(at(start), bytes); },
+      py::arg("start"), py::arg("bytes"));
   m.def("isa", &fr::isa);
   m.def("available_isas", &fr::available_isas);
   m.def("set_isa", &fr::set_isa, py::arg("name"));

@@ -4,10 +4,6 @@
 #include <fastrnn/reservoir.h>
 #include <pybind11/stl.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "../check.h"
 #include "unlocked.h"
 
@@ -180,17 +176,6 @@ void accumulate(const SizedGram& sized, Pointer states, int64_t states_row, Poin
   run_unlocked(b, [&] { return fr::accumulate(sized.gram, b); });
 }
 
-// Asks for large pages for memory that is about to be written for the first time: where pages are
-// small, a fault for each takes longer than the states that it holds. Only a hint, so a refusal
-// does not matter.
-void advise_huge_pages([[maybe_unused]] Pointer start, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr Pointer kPage = 4096;
-  const Pointer first = (start + kPage - 1) / kPage * kPage, last = (start + bytes) / kPage * kPage;
-  if (last > first) madvise(at(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace
 
 void add_reservoir(py::module_& m) {
@@ -218,5 +203,4 @@ void add_reservoir(py::module_& m) {
   m.def("reservoir_forecast", &forecast);
   m.def("polynomial_forecast", &polynomial_forecast);
   m.def("gram_accumulate", &accumulate);
-  m.def("advise_huge_pages", &advise_huge_pages, py::arg("start"), py::arg("bytes"));
 }

@@ -26,7 +26,10 @@ constexpr int max_tile_rows(int columns) { return kTileRowsOf[columns - 1]; }
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 // Vectors side by side in panels of rows, which sums over rows read: in one strip.
 constexpr int kRowColumns = strip_columns(kMaxColumns);
-constexpr int kPackedRows = 48;  // of A, side by side for each word, where A was packed
+// Of A, side by side for each word, where A was packed: a tile of them, which is read from end to
+// end. Rows of all tiles side by side would take a line for each tile's part of a word, and with it
+// the place of the other factor in L1.
+constexpr int kPackedRows = max_tile_rows(kRowColumns);
 #ifdef FASTRNN_HAS_TILES
 constexpr int kMaxTileRows = kTileRows;
 #else

@@ -11,15 +11,15 @@ template <class N>
 struct GradientScratch {
   using T = typename N::Value;
   using F = typename N::Factors;
-  static constexpr int64_t kUnits = kTiled<F> ? 64 : kPackedRows;  // of one slot, in one ticket
-  static constexpr int64_t kRows = kTiled<F> ? 64 : 48;            // of dx, in one ticket
+  static constexpr int64_t kUnits = kTiled<F> ? 64 : 48;  // of one slot, in one ticket
+  static constexpr int64_t kRows = kTiled<F> ? 64 : 48;   // of dx, in one ticket
   static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kRowColumns);
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
   void lay_out(const Panels<F>& ih, Arena& arena) {
     constexpr int W = N::kWidth;
-    packed = arena.take<T>(kUnits * kChunkRows);
+    packed = arena.take<T>(kUnits * kChunkRows + W);
     tile = arena.take<T>(round_up(kMost, kMaxTileRows) * kRowColumns * W);
     zeros = arena.take<T>(kRowColumns * W);
     sums = arena.take<T>(Sums<F>::size(ih, kRows, false));
@@ -100,14 +100,16 @@ class OuterProduct {
       scope.configure(kTileRows, tiles == 2);
       tile_product_amx<F>({panel, columns, words_, panel, false}, kTileRows, ld, 0, tiles, tile);
     } else {
-      const auto* a = reinterpret_cast<const typename F::Left*>(s_.packed + m);
+      const auto* a = reinterpret_cast<const typename F::Left*>(packed_tile(i));
       fetch.tile<F, true>(i, columns, int(count))(words_, a, 0, panel, 0, s_.zeros, 0, s_.tile,
                                                   fetch.from(i));
     }
   }
   int64_t packed_words() const { return round_up(words_, W); }
+  T* packed_tile(int64_t i) const { return s_.packed + i * words_ * kPackedRows; }
 
-  // [word of rows][unit], in whole vectors; of a product in tiles [unit][word], in whole tiles.
+  // [tile][word of rows][unit], in whole vectors, whose excess the next word or tile overwrites;
+  // of a product in tiles [unit][word], in whole tiles.
   void pack(Factor<typename F::Left> a) {
     const auto words = [&](int64_t k, int64_t unit) {
       const int64_t row = k * F::kGroup;
@@ -120,8 +122,12 @@ class OuterProduct {
           transpose_block([&](int i) { return k + i < words_ ? words(k + i, m).v : Native<T>{}; },
                           s_.packed + m * ld + k, ld);
     } else {
-      for (int64_t k = 0; k < words_; ++k)
-        for (int64_t m = 0; m < units_; m += W) words(k, m).store(s_.packed + k * kPackedRows + m);
+      for (int64_t i = 0; i < tiles_; ++i) {
+        const int64_t first = begin(i), count = begin(i + 1) - first;
+        for (int64_t k = 0; k < words_; ++k)
+          for (int64_t m = 0; m < count; m += W)
+            words(k, first + m).store(packed_tile(i) + k * kPackedRows + m);
+      }
     }
   }
 

@@ -167,7 +167,7 @@ def large_pages(memory: Tensor) -> Tensor:
     Where pages are small, a fault for each takes longer than writing what it holds.
     """
     if memory.nbytes >= LARGE and memory.is_cpu:
-        _core.advise_huge_pages(memory.data_ptr(), memory.nbytes)
+        _core.advise_large_pages(memory.data_ptr(), memory.nbytes)
     return memory
 
 

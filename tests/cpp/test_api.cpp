@@ -364,6 +364,20 @@ void check_fingerprint() {
   std::printf("%s: %lld different fingerprints\n", isa(), static_cast<long long>(changes));
 }
 
+// A hint changes nothing that is there, wherever memory starts and ends.
+void check_large_pages() {
+  constexpr size_t kBytes = (5 << 20) + 77;
+  std::vector<unsigned char> memory(kBytes);
+  for (size_t i = 0; i < kBytes; ++i) memory[i] = static_cast<unsigned char>(i * 7);
+  for (const size_t start : {0, 1, 4095, 4096, 12345})
+    for (const size_t bytes : {size_t(0), size_t(1), size_t(4096), size_t(9000), kBytes - start})
+      fastrnn::advise_large_pages(memory.data() + start, bytes);
+  bool same = true;
+  for (size_t i = 0; i < kBytes; ++i) same &= memory[i] == static_cast<unsigned char>(i * 7);
+  EXPECT(same, "advise_large_pages() changed memory");
+  fastrnn::advise_large_pages(nullptr, 0);
+}
+
 }  // namespace
 
 int main() {
@@ -374,6 +388,7 @@ int main() {
   check_tables();
   check_segments();
   check_names();
+  check_large_pages();
   std::printf("misuse is named; names, sizes and instruction sets\n");
   for (const std::string& name : available_isas()) {
     set_isa(name);

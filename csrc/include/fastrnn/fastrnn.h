@@ -242,6 +242,11 @@ struct CellInfo {
 CellInfo cell_info(Cell cell);
 Cell cell_from_name(const std::string& name);
 
+// Asks the system for large pages for memory that is about to be written for the first time. Where
+// pages are small, a fault for each takes longer than writing what it holds, and large weights are
+// read more slowly. Only a hint: a system may refuse or not know it.
+void advise_large_pages(void* start, size_t bytes);
+
 // The instruction set in use: the best one the processor and the system support, or the one that
 // the environment variable FASTRNN_ISA names. Buffers packed under one must not be used under
 // another.
