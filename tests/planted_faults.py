@@ -53,6 +53,7 @@ FAULTS = [
     ("rows-unpacked", "cpu/unpacked.h", "fma(V(a[r * lda + k + j])", "fma(V(a[k + j])"),
     ("last-lanes-unpacked", "cpu/unpacked.h", "if (lanes == W)", "if (true)"),
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
+    ("packed-tile", "cpu/weight_gradients.h", "m < count; m += W)", "m < W; m += W)"),
     ("rows-twice", "cpu/product.h", "twice[j] + early[j] * row,", "twice[j],"),
     ("second-tile", "simd/tiles.h", "*second = tile[R - 1].a;", "*second = tile[0].a;"),
     ("second-sums", "simd/tiles.h", "*init_second = tile[R - 1].init + first * W;", "*init_second = init;"),
