@@ -224,13 +224,14 @@ bool second_order(const Problem& problem, const SecondOrderBuffers& b) {
 
 namespace {
 
-// Zeroed memory of a stream, in large pages if it is large.
+// Zeroed memory of a stream, in large pages if it has room for one. Smaller memory is a part of the
+// heap, which would be cut in pieces by what is asked for a part of it.
 class StreamMemory {
  public:
   explicit StreamMemory(size_t bytes)
       : align_(std::align_val_t(bytes < kLargePage ? 64 : kLargePage)),
         start_(::operator new(bytes, align_)) {
-    advise_large_pages(start_, bytes);
+    if (bytes >= kLargePage) advise_large_pages(start_, bytes);
     memset(start_, 0, bytes);
   }
   ~StreamMemory() { ::operator delete(start_, align_); }

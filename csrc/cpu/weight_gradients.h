@@ -13,7 +13,7 @@ struct GradientScratch {
   using F = typename N::Factors;
   static constexpr int64_t kUnits = kTiled<F> ? 64 : 48;  // of one slot, in one ticket
   static constexpr int64_t kRows = kTiled<F> ? 64 : 48;   // of dx, in one ticket
-  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kRowColumns);
+  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : kPackedRows;
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
