@@ -11,8 +11,20 @@
 namespace fastrnn {
 namespace {
 
+// Whether the weights of bfloat16 are widened as they are multiplied, where no instruction
+// multiplies them as they are. Of so few rows reading W_hh takes longer than multiplying does,
+// unless L1 holds it in float32 too.
+bool keeps_narrow(const Problem& p) {
+  constexpr int64_t kFewRows = 2, kWords = 12 << 10;
+  const int64_t columns = current_isa().kernels().info[int(p.cell)].gates * p.H;
+  return p.dtype == Dtype::kBfloat16 && p.B <= kFewRows && p.P == 0 && !p.checkpoint_every &&
+         columns * p.H >= kWords;
+}
+
 const CellKernels& kernels_for(const Problem& p) {
-  return current_isa().kernels().cells[int(p.cell)][int(p.dtype)];
+  const Kernels& all = current_isa().kernels();
+  const CellKernels& few_rows = all.few_rows[int(p.cell)];
+  return few_rows.forward && keeps_narrow(p) ? few_rows : all.cells[int(p.cell)][int(p.dtype)];
 }
 
 void check_problem(const Problem& p) {

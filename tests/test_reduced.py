@@ -273,8 +273,9 @@ def test_thread_count(cell: str, layout: str, shape: tuple[int, ...], dtype: tor
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
 # In AMX's tiles, two by two: of 225 rows the last tile is left empty, of 271 one more is short.
+# One row or two of H = 157 or 302 are multiplied with bfloat16 weights as they are, more are not.
 @pytest.mark.parametrize(
-    "sizes", [(2, 9, 37), (7, 9, 37), (65, 9, 37), (33, 311, 302), (225, 9, 37), (271, 34, 33)]
+    "sizes", [(3, 64, 157), (7, 9, 37), (65, 9, 37), (33, 311, 302), (225, 9, 37), (271, 34, 33)]
 )
 def test_batch_companions(cell: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     """A sequence alone, among a few, and in the whole batch: the same numbers."""
@@ -287,15 +288,9 @@ def test_batch_companions(cell: str, sizes: tuple[int, int, int], dtype: torch.d
     whole = differentiate(ours, case, tensors, upstream)
     for first, count in ((0, 1), (batch - 1, 1), (1, batch - 1)):
         rows = slice(first, first + count)
-        part, kept = (
-            differentiate(
-                ours,
-                case,
-                {n: t[:, rows] for n, t in tensors.items()},
-                {n: t[:, rows] for n, t in upstream.items()},
-            ),
-            {n: t[:, rows] for n, t in whole.items() if n not in sums},
-        )
+        own, gradients = ({n: t[:, rows] for n, t in of.items()} for of in (tensors, upstream))
+        part = differentiate(ours, case, own, gradients)
+        kept = {n: t[:, rows] for n, t in whole.items() if n not in sums}
         assert_bitwise(part, kept)
 
 
@@ -364,7 +359,7 @@ def test_cut_in_time(cell: str, cut: int, dtype: torch.dtype) -> None:
 @both
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 5), (2, 1, 7, 33), (3, 5, 16, 64)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 5), (2, 1, 31, 157), (3, 5, 16, 64)], ids=str)
 def test_stream(cell: str, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     """Steps are the sequence call, also when another stream carries on from a saved state."""
     layers, batch, inputs, hidden = sizes

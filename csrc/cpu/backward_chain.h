@@ -21,7 +21,8 @@ struct BackwardWeights {
   using S = typename N::Storage;
   static constexpr SlotOrder<C::kWx> kIn{C::kDwx};
   static constexpr SlotOrder<C::kRh> kRec{C::kDrh};
-  Panels<F> ih, hh, hr;
+  Panels<F> ih, hr;
+  Panels<typename N::Recurrent> hh;
 
   void lay_out(const Problem& p, Arena& arena) {
     const int64_t O = p.P ? p.P : p.H;
@@ -105,7 +106,7 @@ struct BackwardRows : LayerRows<C, N> {
     dgates =
         b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * kKept<C> * p->H : nullptr;
     // A last, incomplete word reads one number past a row.
-    if constexpr (kGroup > 1)
+    if constexpr (N::Recurrent::kGroup > 1)
       for (int64_t i = 0; i < kept_blocks() * max_rows; ++i) {
         auto& to = block[i / max_rows];
         if (ld_d > C::kD * p->H) to.d[i % max_rows * ld_d + C::kD * p->H] = Left{};
@@ -147,6 +148,7 @@ class BackwardChain {
   using S = typename N::Storage;
   using T = typename N::Value;
   using F = typename N::Factors;
+  using R = typename N::Recurrent;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
@@ -155,7 +157,7 @@ class BackwardChain {
                Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
-    sums_size_ = round_up(larger(Sums<F>::size(w_->hh, end - begin, false),
+    sums_size_ = round_up(larger(Sums<R>::size(w_->hh, end - begin, false),
                                  rows.p->P ? Sums<F>::size(w_->hr, end - begin, false) : 0),
                           64);
     sums_ = arena.take<T>(sums_size_ * parts);
@@ -230,12 +232,12 @@ class BackwardChain {
   template <class Receive>
   void recur(const typename F::Left* d, bool descending, int64_t rows, int64_t begin, int64_t end,
              typename F::Sum* sums, const Receive& take) {
-    product(w_->hh, begin, end, descending, d, q_->ld_d, rows, Sums<F>{sums, false}, take);
+    product(w_->hh, begin, end, descending, d, q_->ld_d, rows, Sums<R>{sums, false}, take);
   }
 
   // A row's last step: its output's gradient starts from dh_n.
   void start_row(int64_t t, int64_t r, BlockGradients<C, N>& block) {
-    const Panels<F>& w = w_->hh;
+    const Panels<R>& w = w_->hh;
     for (int64_t p = 0; p < w.count(); ++p) {
       const int64_t u = p * kMaxColumns * W, n = smaller(w.columns(p) * W, q_->O - u);
       fill_row(sums_, T(0), w.columns(p) * W);

@@ -10,11 +10,13 @@ namespace fastrnn::FASTRNN_ISA {
 
 // Storage: what x, y, states, weights and their gradients are. Value: the numbers of the maths, of
 // the carried state and of the reserve.
-template <class S, class V, class F>
+// Factors: of all products but those with W_hh. Recurrent: of these, with the same rows and sums.
+template <class S, class V, class F, class R = F>
 struct Format {
   using Storage = S;
   using Value = V;
   using Factors = F;
+  using Recurrent = R;
   using Left = typename F::Left;
   using Sum = typename F::Sum;
   static constexpr int kWidth = Vec<V>::kWidth;
@@ -28,6 +30,10 @@ struct Format {
 using Float32 = Format<float, float, PlainFactors<float>>;
 using Float64 = Format<double, double, PlainFactors<double>>;
 using Bfloat16Format = Format<Bfloat16, float, Bfloat16Factors>;
+#ifdef FASTRNN_HAS_NARROW
+using NarrowBfloat16 = Format<Bfloat16, float, Bfloat16Factors, NarrowBfloat16Factors>;
+using NarrowBfloat16Stream = Format<Bfloat16, float, NarrowBfloat16Factors>;
+#endif
 using Float16Format = Format<Float16, float, PlainFactors<float>>;
 using Int8Format = Format<float, float, Int8Factors>;
 

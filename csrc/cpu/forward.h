@@ -11,7 +11,8 @@ namespace fastrnn::FASTRNN_ISA {
 // The weights of one direction as the forward pass reads them.
 template <class C, class N>
 struct ForwardWeights {
-  PackedMatrix<N> ih, hh, hr;
+  PackedMatrix<N> ih, hr;
+  PackedMatrix<N, typename N::Recurrent> hh;
 
   void lay_out(const Problem& p, Arena& arena) {
     ih.lay_out(p.I, p.H, C::kWx, true, arena);
@@ -57,6 +58,7 @@ class ForwardChain {
   using S = typename N::Storage;
   using T = typename N::Value;
   using F = typename N::Factors;
+  using R = typename N::Recurrent;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
@@ -77,12 +79,12 @@ class ForwardChain {
     const int64_t block_rows = block_steps_ * rows_;
     gathered_.lay_out(block_rows, p.I, arena);
     wx_ = arena.take<typename F::Sum>(Sums<F>::size(weights.ih.panels, block_rows, true));
-    sums_size_ = round_up(larger(Sums<F>::size(weights.hh.panels, rows_, false),
+    sums_size_ = round_up(larger(Sums<R>::size(weights.hh.panels, rows_, false),
                                  p.P ? Sums<F>::size(weights.hr.panels, rows_, false) : 0),
                           64);
     sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
     start_ = arena.take<int64_t>(block_steps_ + 1);
-    const auto few = [](const PackedMatrix<N>& m, int sharing) {
+    const auto few = [](const auto& m, int sharing) {
       return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
     };
     few_size_ = larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, 1));
@@ -226,9 +228,9 @@ class ForwardChain {
   // product() with packed weights. Or else few rows read the weights as they lie; for more of them
   // a few panels at a time are packed just before, which are in L2 then unless k is in the
   // thousands, and all else that is read are the weights, once.
-  template <class Done>
-  void multiply(const PackedMatrix<N>& m, const Share& share, bool descending,
-                const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums,
+  template <class M, class Done>
+  void multiply(const PackedMatrix<N, M>& m, const Share& share, bool descending,
+                const typename M::Left* a, int64_t lda, int64_t rows, Sums<M> sums,
                 const Done& done) const {
     if (m.panels.data)
       return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
@@ -237,7 +239,7 @@ class ForwardChain {
         return unpacked_product<T>(m.panels, share.begin, share.end, static_cast<const T*>(share.w),
                                    static_cast<const T*>(share.bias), a, lda, int(rows), sums,
                                    done);
-    PackedMatrix<N> few = m;
+    PackedMatrix<N, M> few = m;
     few.panels.data = few_ + share.part * few_size_;
     for (int64_t p = share.begin; p < share.end; p += kFewPanels) {
       const int64_t end = smaller(p + kFewPanels, share.end);
@@ -270,14 +272,14 @@ class ForwardChain {
       finish(time_.time(s), r, count, p, wx_row, rh, operand, operand_[(s + 1) & 1]);
     };
     multiply(w_->hh, {from_.w_hh, from_.b_hh, begin, end, part}, s & 1, operand.factors(0),
-             operand.ld(), n, Sums<F>{sums_ + part * sums_size_, false}, done);
+             operand.ld(), n, Sums<R>{sums_ + part * sums_size_, false}, done);
   }
 
   // The cell's maths for the rows [r, r + count) and the blocks of units of one panel.
   void finish(int64_t t, int64_t r, int count, int64_t p, int64_t wx_row, const T* rh,
               const Operand<N>& operand, Operand<N>& next) {
     constexpr int G = C::kWx;
-    const Panels<F>& w = w_->hh.panels;
+    const Panels<R>& w = w_->hh.panels;
     const int columns = w.columns(p);
     const T* wx = input_sums() + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
     S* y[kMaxTileRows];
@@ -368,7 +370,7 @@ inline int team_size(const Problem& p) {
 // product, which takes a join at each step, so the weights must be worth it.
 template <class N>
 int panel_parts(const Problem& p, int gates) {
-  constexpr int64_t kBytes = sizeof(typename N::Factors::Right);
+  constexpr int64_t kBytes = sizeof(typename N::Recurrent::Right);
   const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * kBytes;
   return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
 }

@@ -11,9 +11,9 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class N>
+template <class C, class N, class InStreams = N>
 constexpr CellKernels cell_kernels() {
-  using S = StreamFunctions<C, N>;
+  using S = StreamFunctions<C, InStreams>;
   CellKernels k = {sequence_forward_sizes<C, N>,
                    nullptr,
                    sequence_forward<C, N>,
@@ -71,7 +71,13 @@ const Kernels& kernels() {
 #define FASTRNN_INFO(type, id, name)                                           \
   {name,           type::kWx, type::kState,     type::kSaved, type::kProjects, \
    type::kHasRelu, type::kD,  type::kStateSlot, type::kDwx,   type::kDrh},
+#ifdef FASTRNN_HAS_NARROW
+#define FASTRNN_FEW_ROWS(type, id, name) cell_kernels<type, NarrowBfloat16, NarrowBfloat16Stream>(),
+#else
+#define FASTRNN_FEW_ROWS(type, id, name) {},
+#endif
   static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
+                              {FASTRNN_CELLS(FASTRNN_FEW_ROWS)},
                               {FASTRNN_CELLS(FASTRNN_INFO)},
                               hash_buffers,
                               map,
@@ -79,6 +85,7 @@ const Kernels& kernels() {
                               measure_read_bandwidth,
                               &reservoir_kernels()};
 #undef FASTRNN_ENTRY
+#undef FASTRNN_FEW_ROWS
 #undef FASTRNN_INFO
 #endif
   return all;

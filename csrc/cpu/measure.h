@@ -28,7 +28,7 @@ double fma_peak_of(double seconds) {
   const typename F::Left zero[F::kGroup] = {}, *left = zero;
   const typename F::Sum zeros[V::kWidth] = {}, *right = zeros;
   asm volatile("" : "+r"(left), "+r"(right)::"memory");
-  const typename F::Word a = F::broadcast(left), w = F::load(right);
+  const typename F::Word a = F::broadcast(left, 0), w = F::load(right, 0);
   typename F::Sum sink[V::kWidth];
   double best = 0;
   const auto start = std::chrono::steady_clock::now();

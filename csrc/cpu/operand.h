@@ -45,8 +45,10 @@ class Operand {
       rounded_to<typename N::Storage>(v).store(factors_ + row * ld_ + u);
   }
   void set(int64_t row, const typename N::Storage* from) {
-    for (int64_t u = 0; u < n_; u += N::kWidth)
-      store(row, u, from ? load_value(from + u, int(smaller(N::kWidth, n_ - u))) : V(0));
+    int64_t u = 0;
+    if (from)
+      for (; u + N::kWidth <= n_; u += N::kWidth) store(row, u, load_value(from + u, N::kWidth));
+    for (; u < n_; u += N::kWidth) store(row, u, from ? load_value(from + u, int(n_ - u)) : V(0));
   }
   void get(int64_t row, typename N::Storage* to) const {
     for (int64_t u = 0; u < n_; u += N::kWidth)
@@ -94,10 +96,10 @@ class Operand {
 };
 
 // A packed matrix with, of 8-bit numbers, the scale and bias of every column in the panels' order.
-template <class N>
+template <class N, class F = typename N::Factors>
 struct PackedMatrix {
   using T = typename N::Value;
-  Panels<typename N::Factors> panels;
+  Panels<F> panels;
   T *scale = nullptr, *bias = nullptr;
 
   void lay_out(int64_t k, int64_t units, int gates, bool present, Arena& arena) {

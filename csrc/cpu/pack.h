@@ -8,9 +8,8 @@
 namespace fastrnn::FASTRNN_ISA {
 
 // A word of the packed matrix from up to kGroup elements of w, zeros behind them.
-template <class N>
+template <class N, class F>
 typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
-  using F = typename N::Factors;
   if constexpr (std::is_same_v<typename N::Weight, typename F::Right> || N::kQuantized) {
     typename F::Right parts[F::kGroup] = {};
     // NOLINTNEXTLINE(bugprone-signed-char-misuse): the numbers have signs
@@ -23,15 +22,15 @@ typename N::Sum packed_word(const typename N::Weight* w, int64_t count) {
   }
 }
 
-template <class N>
+template <class N, class F>
 Native<typename N::Sum> packed_words(const typename N::Weight* w) {
-  using Right = typename N::Factors::Right;
+  using Right = typename F::Right;
   if constexpr (std::is_same_v<typename N::Weight, Right>) {
     Native<typename N::Sum> words;
     __builtin_memcpy(&words, w, sizeof words);
     return words;
   } else if constexpr (N::kQuantized) {
-    constexpr int kCount = N::kWidth * N::Factors::kGroup;
+    constexpr int kCount = N::kWidth * F::kGroup;
     typedef typename N::Weight From __attribute__((vector_size(kCount)));
     typedef Right To __attribute__((vector_size(kVectorBytes)));
     From from;
@@ -43,22 +42,22 @@ Native<typename N::Sum> packed_words(const typename N::Weight* w) {
 }
 
 // One vector of columns of a panel: `lanes` rows of w, n long, become lanes; the rest is zero.
-template <class N>
+template <class N, class F>
 void pack_lanes(const typename N::Weight* w, int64_t n, int lanes, typename N::Sum* to,
                 int64_t to_row) {
-  constexpr int W = N::kWidth, kGroup = N::Factors::kGroup;
+  constexpr int W = N::kWidth, kGroup = F::kGroup;
   int64_t k = 0;
   if (lanes == W)
     for (; k + W * kGroup <= n; k += W * kGroup) {
       // Many rows are read side by side, more streams than processors recognise by themselves.
       for (int lane = 0; lane < W; ++lane) __builtin_prefetch(w + lane * n + k + 8 * W * kGroup);
-      transpose_block([&](int lane) { return packed_words<N>(w + lane * n + k); },
+      transpose_block([&](int lane) { return packed_words<N, F>(w + lane * n + k); },
                       to + k / kGroup * to_row, to_row);
     }
   for (; k < n; k += kGroup)
     for (int lane = 0; lane < W; ++lane)
       to[k / kGroup * to_row + lane] =
-          lane < lanes ? packed_word<N>(w + lane * n + k, n - k) : typename N::Sum(0);
+          lane < lanes ? packed_word<N, F>(w + lane * n + k, n - k) : typename N::Sum(0);
 }
 
 // What the accumulators of a row of w start from: its bias; of 8-bit numbers what takes back the
@@ -76,8 +75,8 @@ typename N::Sum start_of_sum(const typename N::Weight* w, int64_t n,
 }
 
 // One panel of the product with w transposed: column (g, u) is row g * units + u of w, [G*units,k].
-template <class N>
-void pack_rows_panel(const Panels<typename N::Factors>& to, int64_t p, const typename N::Weight* w,
+template <class N, class F>
+void pack_rows_panel(const Panels<F>& to, int64_t p, const typename N::Weight* w,
                      const typename N::Storage* bias) {
   constexpr int W = N::kWidth;
   const int columns = to.columns(p);
@@ -89,16 +88,16 @@ void pack_rows_panel(const Panels<typename N::Factors>& to, int64_t p, const typ
       column[lane] = lane < lanes ? start_of_sum<N>(w + (first + lane) * to.k, to.k,
                                                     bias ? bias + first + lane : nullptr)
                                   : typename N::Sum(0);
-    pack_lanes<N>(w + first * to.k, to.k, lanes, column + to.word_stride(p), to.word_stride(p));
+    pack_lanes<N, F>(w + first * to.k, to.k, lanes, column + to.word_stride(p), to.word_stride(p));
   }
 }
 
 // One panel of the product with w itself, [G*units,n] with one "gate" of n columns. Its k runs
 // over slots: slot s holds the rows of gate order[s] of w.
-template <class N>
-void pack_columns_panel(const Panels<typename N::Factors>& to, int64_t p,
-                        const typename N::Storage* w, const int* order, int slots) {
-  constexpr int W = N::kWidth, kGroup = N::Factors::kGroup;
+template <class N, class F>
+void pack_columns_panel(const Panels<F>& to, int64_t p, const typename N::Storage* w,
+                        const int* order, int slots) {
+  constexpr int W = N::kWidth, kGroup = F::kGroup;
   const int columns = to.columns(p);
   const int64_t units = to.k / slots, first = p * to.blocks_per_panel() * W;
   typename N::Sum* out[kMaxColumns];

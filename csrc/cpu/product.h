@@ -71,35 +71,41 @@ FASTRNN_HD void multiply_columns(int64_t k, const typename F::Left* a, int64_t l
     for (int c = 0; c < C; ++c)
       sum[r][c] = V::load(init + r * init_row + c / S * init_strip + c % S * W);
   constexpr bool kHoldRows = kRegisters == 16 && R < C;
-  const auto row_word = [&](int r) {
-    return F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda));
+  const auto row_word = [&](int r, int step) {
+    return F::broadcast(a + (kPackedA ? r * F::kGroup : r * lda), step);
   };
-  const auto column_word = [&](int c) { return F::load(panel + c / S * strip + c % S * W); };
-  do {
+  const auto column_word = [&](int c, int step) {
+    return F::load(panel + c / S * strip + c % S * W, step);
+  };
+  const auto multiply_add = [&](int step) {
     typename F::Word held[kHoldRows ? R : C];
 #pragma GCC unroll 12
     for (int i = 0; i < (kHoldRows ? R : C); ++i)
-      held[i] = kHoldRows ? row_word(i) : column_word(i);
-    if constexpr (kLines == kOwnLines)
-#pragma GCC unroll 2
-      for (int c = 0; c < C; c += S) fetch_own<S * W>(panel + c / S * strip);
-#pragma GCC unroll 2
-    for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
+      held[i] = kHoldRows ? row_word(i, step) : column_word(i, step);
     if constexpr (kHoldRows) {
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
-        const typename F::Word w = column_word(c);
+        const typename F::Word w = column_word(c, step);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) sum[r][c] = F::multiply_add(held[r], w, sum[r][c]);
       }
     } else {
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const typename F::Word x = row_word(r);
+        const typename F::Word x = row_word(r, step);
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) sum[r][c] = F::multiply_add(x, held[c], sum[r][c]);
       }
     }
+  };
+  do {
+    if constexpr (kLines == kOwnLines)
+#pragma GCC unroll 2
+      for (int c = 0; c < C; c += S) fetch_own<S * W>(panel + c / S * strip);
+#pragma GCC unroll 2
+    for (int l = 0; l < kLines; ++l, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 2
+    for (int step = 0; step < F::kSteps; ++step) multiply_add(step);
     panel += S * W;
     a += (kPackedA ? kPackedRows : 1) * F::kGroup;
   } while (--k > 0);
@@ -218,17 +224,20 @@ void pair_product(int64_t k, const typename F::Left* a, int64_t lda, const typen
   do {
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
-      typename F::Word w[C];
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) w[c] = F::load(column(p, c));
       if constexpr (kOwn)
 #pragma GCC unroll 2
         for (int c = 0; c < C; c += S) fetch_own<S * W>(column(p, c));
-#pragma GCC unroll 3
-      for (int r = 0; r < R; ++r) {
-        const typename F::Word x = F::broadcast(a + r * lda);
+#pragma GCC unroll 2
+      for (int step = 0; step < F::kSteps; ++step) {
+        typename F::Word w[C];
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) sum[p][r][c] = F::multiply_add(x, w[c], sum[p][r][c]);
+        for (int c = 0; c < C; ++c) w[c] = F::load(column(p, c), step);
+#pragma GCC unroll 3
+        for (int r = 0; r < R; ++r) {
+          const typename F::Word x = F::broadcast(a + r * lda, step);
+#pragma GCC unroll 4
+          for (int c = 0; c < C; ++c) sum[p][r][c] = F::multiply_add(x, w[c], sum[p][r][c]);
+        }
       }
     }
     panel += S * W;

@@ -76,6 +76,7 @@ class Replay {
  public:
   using T = typename N::Value;
   using F = typename N::Factors;
+  using R = typename N::Recurrent;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
@@ -89,7 +90,7 @@ class Replay {
     x_.lay_out(block_rows, p.I, arena);
     h_.lay_out(block_rows, q_->O, arena);
     wx_ = arena.take<T>(Sums<F>::size(weights.ih.panels, block_rows, true));
-    rh_ = arena.take<T>(Sums<F>::size(weights.hh.panels, block_rows, true));
+    rh_ = arena.take<T>(Sums<R>::size(weights.hh.panels, block_rows, true));
     start_ = arena.take<int64_t>(block_steps_ + 1);
     saved_ = arena.take<T>(every_ * rows_ * q_->saved * p.H);
   }
@@ -144,10 +145,11 @@ class Replay {
       for (int64_t s = s0; s < s1; ++s) finish(q_->time.time(s), start_[s - s0], rows, p);
   }
 
-  void multiply(const Panels<F>& w, const Operand<N>& a, int64_t rows, T* sums,
+  template <class M>
+  void multiply(const Panels<M>& w, const Operand<N>& a, int64_t rows, T* sums,
                 const PanelTeam& panels) {
     panels.run(w.count(), [&](int64_t begin, int64_t end, int) {
-      product(w, begin, end, false, a.factors(0), a.ld(), rows, Sums<F>{sums, true},
+      product(w, begin, end, false, a.factors(0), a.ld(), rows, Sums<M>{sums, true},
               [](int64_t, int64_t, int, T*) {});
     });
   }
@@ -156,7 +158,7 @@ class Replay {
   // the units of panel p.
   void finish(int64_t t, int64_t first, int64_t rows, int64_t p) {
     constexpr int G = C::kWx;
-    const Panels<F>& w = w_->hh.panels;
+    const Panels<R>& w = w_->hh.panels;
     const int columns = w.columns(p);
     const int64_t n = active(t), at = p * rows * w.columns() * W;
     for (int64_t r = 0; r < n; ++r) {

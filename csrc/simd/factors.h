@@ -5,17 +5,18 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// The factors of a matrix product. A word, as wide as a sum, holds kGroup successive k of a row or
-// column; a product adds words times words to sums.
+// The factors of a matrix product. A word of the packed matrix, as wide as a sum, holds kGroup
+// successive k of a column. A product takes kSteps multiply-adds for it: each reads its part of the
+// word and what that is multiplied with from the row.
 template <class T>
 struct PlainFactors {
   using Left = T;   // of the rows
   using Right = T;  // of the packed matrix
   using Sum = T;
-  static constexpr int kGroup = 1;
+  static constexpr int kGroup = 1, kSteps = 1;
   using Word = Vec<T>;
-  FASTRNN_HD static Word broadcast(const Left* a) { return Vec<T>(*a); }
-  FASTRNN_HD static Word load(const Sum* w) { return Vec<T>::load(w); }
+  FASTRNN_HD static Word broadcast(const Left* a, int) { return Vec<T>(*a); }
+  FASTRNN_HD static Word load(const Sum* w, int) { return Vec<T>::load(w); }
   FASTRNN_HD static Vec<T> multiply_add(Word a, Word w, Vec<T> sum) { return fma(a, w, sum); }
   // One of the kGroup parts of words, and whole words from rows of Left.
   FASTRNN_HD static void store_part(Sum* to, int64_t, Vec<T> v) { v.store(to); }
@@ -27,14 +28,14 @@ struct Bfloat16Factors {
   using Left = Bfloat16;
   using Right = Bfloat16;
   using Sum = float;
-  static constexpr int kGroup = 2;
+  static constexpr int kGroup = 2, kSteps = 1;
   using Word = Native<int32_t>;
-  FASTRNN_HD static Word broadcast(const Left* a) {
+  FASTRNN_HD static Word broadcast(const Left* a, int) {
     int32_t word;
     __builtin_memcpy(&word, a, sizeof word);
     return Word{} + word;
   }
-  FASTRNN_HD static Word load(const Sum* w) {
+  FASTRNN_HD static Word load(const Sum* w, int) {
     Word word;
     __builtin_memcpy(&word, w, sizeof word);
     return word;
@@ -53,8 +54,28 @@ struct Bfloat16Factors {
   }
 };
 #else
+#define FASTRNN_HAS_NARROW
 // Widened while they are packed or gathered.
 using Bfloat16Factors = PlainFactors<float>;
+
+// Weights are widened as they are multiplied, and take half the memory. Same chains, hence same
+// bits, as those that are widened before. For few rows: tiles of many have no registers for it.
+struct NarrowBfloat16Factors {
+  using Left = float;
+  using Right = Bfloat16;
+  using Sum = float;
+  static constexpr int kGroup = 2, kSteps = 2;
+  using Word = Vec<float>;
+  FASTRNN_HD static Word broadcast(const Left* a, int step) { return Vec<float>(a[step]); }
+  FASTRNN_HD static Word load(const Sum* w, int step) {
+    Bits<float> words;
+    __builtin_memcpy(&words, w, sizeof words);
+    return (Native<float>)(step ? words & 0xffff0000u : words << 16);
+  }
+  FASTRNN_HD static Vec<float> multiply_add(Word a, Word w, Vec<float> sum) {
+    return fma(a, w, sum);
+  }
+};
 #endif
 
 // 8-bit numbers, those of the rows with 128 added. Sums are exact.
@@ -77,14 +98,14 @@ struct Int8Factors {
     return {sum.v + native_dot_pairs((Shorts)a, (Shorts)w)};
   }
 #endif
-  static constexpr int kGroup = sizeof(Sum) / sizeof(Left);
+  static constexpr int kGroup = sizeof(Sum) / sizeof(Left), kSteps = 1;
   using Word = Native<int32_t>;
-  FASTRNN_HD static Word broadcast(const Left* a) {
+  FASTRNN_HD static Word broadcast(const Left* a, int) {
     int32_t word;
     __builtin_memcpy(&word, a, sizeof word);
     return Native<int32_t>{} + word;
   }
-  FASTRNN_HD static Word load(const Sum* w) { return Vec<int32_t>::load(w).v; }
+  FASTRNN_HD static Word load(const Sum* w, int) { return Vec<int32_t>::load(w).v; }
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -13,11 +13,9 @@ struct Float16 {
 };
 
 FASTRNN_HD HalfBits load_half(const void* from, int n) {
-  HalfBits h{};
-  if (n == Vec<float>::kWidth)
-    __builtin_memcpy(&h, from, sizeof h);
-  else
-    for (int i = 0; i < n; ++i) h[i] = static_cast<const uint16_t*>(from)[i];
+  if (n < Vec<float>::kWidth) return native_load_halves(static_cast<const uint16_t*>(from), n);
+  HalfBits h;
+  __builtin_memcpy(&h, from, sizeof h);
   return h;
 }
 FASTRNN_HD void store_half(void* to, HalfBits h, int n) {
@@ -28,16 +26,17 @@ FASTRNN_HD void store_half(void* to, HalfBits h, int n) {
 }
 
 FASTRNN_HD Native<float> widen(Bfloat16, HalfBits h) {
-  return (Native<float>)(__builtin_convertvector(h, Bits<float>) << 16);
+  return (Native<float>)(native_words_of_halves(h) << 16);
 }
 FASTRNN_HD Native<float> widen(Float16, HalfBits h) { return native_from_float16(h); }
 
-// To the nearest, ties to even; NaN stays NaN.
+// The upper half is x to the nearest, ties to even; NaN stays NaN.
+FASTRNN_HD Bits<float> round_to_upper_half(Native<float> x) {
+  const Bits<float> b = (Bits<float>)x, odd = b << 15 >> 31;
+  return (b + odd + 0x7fffu) | (Bits<float>)(x != x);
+}
 FASTRNN_HD HalfBits narrow(Bfloat16, Native<float> x) {
-  const Bits<float> b = (Bits<float>)x;
-  const Bits<float> rounded = (b + 0x7fffu + ((b >> 16) & 1)) >> 16;
-  const Bits<float> h = (b & 0x7fffffffu) > 0x7f800000u ? b >> 16 | 0x40u : rounded;
-  return __builtin_convertvector(h, HalfBits);
+  return native_halves_of_words(round_to_upper_half(x) >> 16);
 }
 FASTRNN_HD HalfBits narrow(Float16, Native<float> x) { return native_to_float16(x); }
 
@@ -58,14 +57,15 @@ FASTRNN_HD void store_value(S* p, Vec<float> v, int n) {
 
 // Words of two numbers each.
 FASTRNN_HD Native<float> interleave(HalfBits low, HalfBits high) {
-  return (Native<float>)(__builtin_convertvector(low, Bits<float>) |
-                         __builtin_convertvector(high, Bits<float>) << 16);
+  return (Native<float>)(native_words_of_halves(low) | native_words_of_halves(high) << 16);
 }
 
 // The value that is left when v is stored as S.
 template <class S, class V>
 FASTRNN_HD V rounded_to(V v) {
-  if constexpr (sizeof(S) == 2)
+  if constexpr (std::is_same_v<S, Bfloat16>)
+    return (Native<float>)(round_to_upper_half(v.v) >> 16 << 16);
+  else if constexpr (sizeof(S) == 2)
     return widen(S(), narrow(S(), v.v));
   else
     return v;

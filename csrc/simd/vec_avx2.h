@@ -61,6 +61,27 @@ FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
   _mm256_maskstore_pd(p, first_lanes(p, n), v);
 }
 
+FASTRNN_HD Bits<float> native_words_of_halves(HalfBits h) {
+  return (Bits<float>)_mm256_cvtepu16_epi32((__m128i)h);
+}
+FASTRNN_HD HalfBits native_halves_of_words(Bits<float> words) {
+  return (HalfBits)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)words),
+                                    _mm256_extracti128_si256((__m256i)words, 1));
+}
+// By general registers: a vector read from where its parts have just been written waits for them.
+FASTRNN_HD HalfBits native_load_halves(const uint16_t* from, int n) {
+  uint64_t parts[2] = {};
+  for (int i = 0; i < 2 && n > 0; ++i, from += 4, n -= 4) {
+    uint32_t pair = 0;
+    if (n >= 4) {
+      __builtin_memcpy(&parts[i], from, sizeof parts[i]);
+      continue;
+    }
+    if (n & 2) __builtin_memcpy(&pair, from, sizeof pair);
+    parts[i] = pair | (n & 1 ? uint64_t(from[n - 1]) << 16 * (n - 1) : 0);
+  }
+  return (HalfBits)_mm_set_epi64x(int64_t(parts[1]), int64_t(parts[0]));
+}
 FASTRNN_HD Native<float> native_from_float16(HalfBits h) { return _mm256_cvtph_ps((__m128i)h); }
 FASTRNN_HD HalfBits native_to_float16(Native<float> x) {
   return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);

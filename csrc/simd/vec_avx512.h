@@ -66,6 +66,9 @@ FASTRNN_HD void native_store(double* p, Native<double> v, int n) {
   _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
 }
 
+FASTRNN_HD HalfBits native_load_halves(const uint16_t* from, int n) {
+  return (HalfBits)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), from);
+}
 FASTRNN_HD Native<float> native_from_float16(HalfBits h) {
   return _mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
 }

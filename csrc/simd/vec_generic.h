@@ -90,8 +90,24 @@ FASTRNN_HD W native_product_of_halves(W words) {
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 
 template <class H>
+FASTRNN_HD Bits<float> native_words_of_halves(H h) {
+  return __builtin_convertvector(h, Bits<float>);
+}
+template <class H>
+FASTRNN_HD HalfBits native_load_halves(const H* from, int n) {
+  HalfBits h{};
+  for (int i = 0; i < n; ++i) h[i] = from[i];
+  return h;
+}
+// Words below 2^16.
+template <class W>
+FASTRNN_HD HalfBits native_halves_of_words(W words) {
+  return __builtin_convertvector(words, HalfBits);
+}
+
+template <class H>
 FASTRNN_HD Native<float> native_from_float16(H h) {
-  const Bits<float> b = __builtin_convertvector(h, Bits<float>);
+  const Bits<float> b = native_words_of_halves(h);
   const Native<float> finite = (Native<float>)((b & 0x7fff) << 13) * 0x1p112f;
   const Bits<float> special = (Bits<float>)((b & 0x7c00) == 0x7c00) & 0x7f800000u;
   return (Native<float>)((Bits<float>)finite | special | ((b & 0x8000) << 16));
@@ -107,7 +123,7 @@ FASTRNN_HD HalfBits native_to_float16(N x) {
   const Bits<float> infinite = (Bits<float>)(m > 0x7f800000u) & 0x200u;
   Bits<float> h = m < 0x38800000u ? subnormal : normal;
   h = m >= 0x477ff000u ? infinite | 0x7c00u : h;
-  return __builtin_convertvector(h | (sign >> 16), HalfBits);
+  return native_halves_of_words(h | (sign >> 16));
 }
 
 // For each 32-bit lane the sum of the products of its two 16-bit numbers.
