@@ -113,11 +113,12 @@ def _negated(value: Tensor) -> Tensor:
 
 
 SPECIAL: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "expanded": (lambda t: t.flatten()[:1].expand(t.shape), False),
-    "scattered": (lambda t: t.repeat_interleave(2, dim=-1)[..., ::2], False),
-    "negated": (_negated, False),
+    "expanded": (lambda t: t.flatten()[:1].expand(t.shape), True),
+    "scattered": (lambda t: t.repeat_interleave(2, dim=-1)[..., ::2], True),
+    "negated": (_negated, True),
     "transposed": (lambda t: t.transpose(0, 1).contiguous().transpose(0, 1), True),
     "a row for all": (lambda t: t[:1, :1].expand(t.shape), True),
+    "of a tensor subclass": (lambda t: t.as_subclass(torch.nn.Buffer), False),
 }
 
 
@@ -140,9 +141,25 @@ def test_of_a_state_too(answers: list[bool]) -> None:
     _, h_n = module(x)
     dh = torch.randn(1, B, H)
     scattered = dh.repeat_interleave(2, dim=-1)[..., ::2]
+    turned = dh.transpose(1, 2).contiguous().transpose(1, 2)
     once = torch.autograd.grad(h_n, [*module.parameters()], dh, retain_graph=True)
-    assert_same(once, torch.autograd.grad(h_n, [*module.parameters()], scattered))
-    assert answers == [True, False]
+    for other in (scattered, turned):
+        same = torch.autograd.grad(h_n, [*module.parameters()], other, retain_graph=True)
+        assert_same(once, same)
+    assert answers == [True, True, True]
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_sums(cell: str, answers: list[bool]) -> None:
+    module, x = getattr(fastrnn, cell)(I, H, num_layers=2), torch.randn(T, B, I)
+    y, hx = module(x)
+    outputs = [y, *(hx if isinstance(hx, tuple) else (hx,))]
+    ones = [torch.ones_like(t) for t in outputs]
+    got = torch.autograd.grad(
+        sum(t.sum() for t in outputs), [*module.parameters()], retain_graph=True
+    )
+    assert answers == [True, True]
+    assert_same(got, torch.autograd.grad(outputs, [*module.parameters()], ones))
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {

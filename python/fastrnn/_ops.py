@@ -325,12 +325,20 @@ def _ordinary_backward(
         return None
     if plan.backward_workspace >= LARGE or torch._C._len_torch_dispatch_stack():
         return None
+    dy, dh_n, dc_n = map(_in_rows, gradients)
     taken = scratch_memory.take(plan.backward_workspace)
     results = plan.problem.ordinary_backward(
-        plan.layout, x, h0, c0, weights, wanted, *gradients, *outputs, taken[0]
+        plan.layout, x, h0, c0, weights, wanted, dy, dh_n, dc_n, *outputs, taken[0]
     )
     scratch_memory.give_back(taken)
     return results
+
+
+def _in_rows(gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient with adjacent features, which that of a sum, one number for all, lacks."""
+    if gradient is None or gradient.layout is not torch.strided or gradient.stride(-1) == 1:
+        return gradient
+    return gradient.contiguous()
 
 
 def backward(
