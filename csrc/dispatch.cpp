@@ -15,7 +15,7 @@ namespace {
 // multiplies them as they are. Of so few rows reading W_hh takes longer than multiplying does,
 // unless L1 holds it in float32 too.
 bool keeps_narrow(const Problem& p) {
-  constexpr int64_t kFewRows = 2, kWords = 12 << 10;
+  constexpr int64_t kFewRows = 2, kWords = 16 << 10;
   const int64_t columns = current_isa().kernels().info[int(p.cell)].gates * p.H;
   return p.dtype == Dtype::kBfloat16 && p.B <= kFewRows && p.P == 0 && !p.checkpoint_every &&
          columns * p.H >= kWords;
