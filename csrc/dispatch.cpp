@@ -13,12 +13,13 @@ namespace {
 
 // Whether the weights of bfloat16 are widened as they are multiplied, where no instruction
 // multiplies them as they are. Of so few rows reading W_hh takes longer than multiplying does,
-// unless L1 holds it in float32 too.
+// unless L1 holds it in float32 too. Only whole pairs: the other half of a last word would be
+// multiplied by whatever lies behind a row.
 bool keeps_narrow(const Problem& p) {
   constexpr int64_t kFewRows = 2, kWords = 16 << 10;
   const int64_t columns = current_isa().kernels().info[int(p.cell)].gates * p.H;
   return p.dtype == Dtype::kBfloat16 && p.B <= kFewRows && p.P == 0 && !p.checkpoint_every &&
-         columns * p.H >= kWords;
+         p.H % 2 == 0 && columns * p.H >= kWords;
 }
 
 const CellKernels& kernels_for(const Problem& p) {

@@ -55,7 +55,6 @@ FAULTS = [
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
     ("packed-tile", "cpu/weight_gradients.h", "m < count; m += W)", "m < W; m += W)"),
     ("narrow-words", "simd/factors.h", "step ? words & 0xffff0000u : words << 16", "step ? words << 16 : words & 0xffff0000u"),
-    ("narrow-odd-rows", "cpu/backward_chain.h", "if constexpr (N::Recurrent::kGroup > 1)", "if constexpr (false)"),
     ("rows-twice", "cpu/product.h", "twice[j] + early[j] * row,", "twice[j],"),
     ("second-tile", "simd/tiles.h", "*second = tile[R - 1].a;", "*second = tile[0].a;"),
     ("second-sums", "simd/tiles.h", "*init_second = tile[R - 1].init + first * W;", "*init_second = init;"),

@@ -273,9 +273,9 @@ def test_thread_count(cell: str, layout: str, shape: tuple[int, ...], dtype: tor
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
 # In AMX's tiles, two by two: of 225 rows the last tile is left empty, of 271 one more is short.
-# One row or two of H = 157 or 302 are multiplied with bfloat16 weights as they are, more are not.
+# One row or two of H = 158 or 302 are multiplied with bfloat16 weights as they are, more are not.
 @pytest.mark.parametrize(
-    "sizes", [(3, 64, 157), (7, 9, 37), (65, 9, 37), (33, 311, 302), (225, 9, 37), (271, 34, 33)]
+    "sizes", [(3, 64, 158), (7, 9, 37), (65, 9, 37), (33, 311, 302), (225, 9, 37), (271, 34, 33)]
 )
 def test_batch_companions(cell: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     """A sequence alone, among a few, and in the whole batch: the same numbers."""
@@ -359,7 +359,7 @@ def test_cut_in_time(cell: str, cut: int, dtype: torch.dtype) -> None:
 @both
 @pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 5), (2, 1, 31, 157), (3, 5, 16, 64)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 5), (2, 1, 31, 158), (3, 5, 16, 64)], ids=str)
 def test_stream(cell: str, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     """Steps are the sequence call, also when another stream carries on from a saved state."""
     layers, batch, inputs, hidden = sizes
@@ -402,6 +402,7 @@ def test_rows_apart(cell: str, dtype: torch.dtype) -> None:
 
 
 @both
+@pytest.mark.core
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_numbers_stay_in_their_sequence(cell: str, bad: float, dtype: torch.dtype) -> None:
@@ -417,6 +418,8 @@ def test_bad_numbers_stay_in_their_sequence(cell: str, bad: float, dtype: torch.
     assert torch.equal(found["y"][:2], expected["y"][:2])
     if bad != bad:
         assert found["y"][2:, 3].isnan().all()
+    elif cell != "relu":  # whose next sums are of infinities of both signs
+        assert not found["y"].isnan().any()
 
 
 def test_overflow_is_infinite() -> None:

@@ -106,7 +106,7 @@ struct BackwardRows : LayerRows<C, N> {
     dgates =
         b.dgates ? static_cast<T*>(b.dgates) + direction * all_rows * kKept<C> * p->H : nullptr;
     // A last, incomplete word reads one number past a row.
-    if constexpr (N::Recurrent::kGroup > 1)
+    if constexpr (kGroup > 1)
       for (int64_t i = 0; i < kept_blocks() * max_rows; ++i) {
         auto& to = block[i / max_rows];
         if (ld_d > C::kD * p->H) to.d[i % max_rows * ld_d + C::kD * p->H] = Left{};

@@ -167,7 +167,7 @@ class ForwardChain {
       for (int64_t r = 0; r < rows_; ++r) operand.set(r, h ? h + (begin_ + r) * O_ : nullptr);
   }
 
-  // Lanes past H are 0, and stay finite: a word of several factors may read one of them.
+  // Lanes past H, which are computed too, are 0.
   template <class From>
   void load_carried(const From* c) {
     if (C::kState == 1) return;

@@ -35,7 +35,7 @@ class Operand {
     else
       return load_value(factors_ + row * ld_ + u, N::kWidth);
   }
-  // A whole vector, of which the lanes past n are finite.
+  // A whole vector, of which the lanes past n may be anything.
   void store(int64_t row, int64_t u, V v) {
     if constexpr (N::kQuantized)
       v.store(values_ + row * ld_values_ + u);
@@ -55,11 +55,16 @@ class Operand {
       store_value(to + u, load(row, u), int(smaller(N::kWidth, n_ - u)));
   }
 
-  // Before a product with rows [begin, end), when all of them have been stored.
+  // Before a product with rows [begin, end), when all of them have been stored. A last, incomplete
+  // word reads past n, where maths may have left NaN (of zero weights times infinity).
   void prepare(int64_t begin, int64_t end) {
-    if constexpr (N::kQuantized)
+    if constexpr (N::kQuantized) {
       for (int64_t r = begin; r < end; ++r)
         scales_[r] = quantize(values_ + r * ld_values_, n_, factors_ + r * ld_);
+    } else if constexpr (N::Factors::kGroup > 1) {
+      if (n_ % N::kWidth == 0) return;
+      for (int64_t r = begin; r < end; ++r) fill_row(factors_ + r * ld_ + n_, Left{}, ld_ - n_);
+    }
   }
 
  private:

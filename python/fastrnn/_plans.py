@@ -59,7 +59,7 @@ class Plan:
         self.problem = problem
         self.layout = layout
         self.packed = aligned(problem.packed_bytes)
-        self.packing = (*packing, self.packed)
+        self.packing = (*packing, self.packed)  # layouts of one layer differ in size
         self.workspace = aligned(problem.workspace_bytes)
         self.backward_workspace = aligned(problem.backward_workspace_bytes)
         self.saved = problem.saved

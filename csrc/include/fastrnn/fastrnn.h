@@ -127,7 +127,9 @@ struct ForwardBuffers {
   // Sizes::packed bytes; overwritten when `repack`, else read. May be null when `repack` and
   // Sizes::packs_as_used: nothing is kept, the fastest way to use weights once.
   void* packed = nullptr;
-  bool repack = true;         // false: `packed` holds these very weights from an earlier call
+  // false: `packed` holds these very weights from an earlier call, of a problem with the same cell,
+  // dtype, I, H, P, directions, bias and Sizes::packed: bfloat16's layout can depend on B.
+  bool repack = true;
   void* workspace = nullptr;  // Sizes::workspace bytes; overwritten
   Interrupt interrupt;
 };
