@@ -336,9 +336,9 @@ def _ordinary_backward(
 
 def _in_rows(gradient: Tensor | None) -> Tensor | None:
     """Return a gradient with adjacent features, which that of a sum, one number for all, lacks."""
-    if gradient is None or gradient.layout is not torch.strided or gradient.stride(-1) == 1:
-        return gradient
-    return gradient.contiguous()
+    if not isinstance(gradient, Tensor) or gradient.layout is not torch.strided:
+        return gradient  # absent, or to be refused
+    return gradient if gradient.stride()[-1:] == (1,) else gradient.contiguous()
 
 
 def backward(
