@@ -35,8 +35,8 @@ constexpr int kCells = 3, kDtypes = 5;
 
 struct Kernels {
   CellKernels cells[kCells][kDtypes];
-  CellKernels
-      few_rows[kCells];  // of bfloat16, see keeps_narrow(); without functions: there are none
+  // Of bfloat16, see keeps_narrow() in dispatch.cpp; without functions: there are none.
+  CellKernels few_rows[kCells];
   CellInfo info[kCells];
   Fingerprint (*fingerprint)(const void* const* pointers, const size_t* bytes, size_t count);
   void (*map)(Function, Dtype, const void* x, void* y, int64_t n);
