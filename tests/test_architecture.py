@@ -78,6 +78,7 @@ IMPORT_ORDER = (
         "_transforms",
         "_library",
         "_autograd",
+        "_repeat",
         "_variable_length",
         "_onnx_export",
         "_autocast",

@@ -87,6 +87,28 @@ def test_sizes_may_change(cell: str, backend: str) -> None:
             y.sum().backward()
 
 
+@pytest.mark.parametrize("cell", ["RNN", "GRUCell"])
+def test_after_ordinary_calls(cell: str) -> None:
+    """What these leave for the next call is nothing to a compiled one, before and after."""
+    module = getattr(fastrnn, cell)(4, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 4) if cell == "GRUCell" else torch.randn(7, 5, 4)
+    with torch.no_grad():
+        expected = module(x)
+        module(x)
+        got = compiled(x)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            module(x[:2])
+            again = compiled(x)
+            module.bias_ih_l0.zero_() if cell == "RNN" else module.bias_ih.zero_()
+            other, wanted = compiled(x), module(x)
+    first = [t if isinstance(t, Tensor) else t[0] for t in (expected, got, again, wanted, other)]
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[3], first[4])
+    assert not torch.equal(first[0], first[3])
+
+
 @pytest.mark.parametrize("cell", ["RNNCell", "LSTMCell", "GRUCell"])
 def test_single_steps(cell: str) -> None:
     module = getattr(fastrnn, cell)(4, 6)

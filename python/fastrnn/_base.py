@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _autocast, _checks, _errors, _onnx_export, _plans, _variable_length
+from . import _autocast, _checks, _errors, _onnx_export, _plans, _repeat, _variable_length
 from ._autograd import needs_grad, recurrence, watched
-from ._problem import AUTO, Layer, Ragged, Stack, Weights, stack_of, step_of
+from ._problem import (
+    Layer,
+    Ragged,
+    Stack,
+    Weights,
+    check_checkpoint_every,
+    checkpoint_steps,
+    stack_of,
+    step_of,
+)
 from ._variable_length import Lengths
 from .streaming import Stream
 
@@ -115,6 +124,13 @@ def run(
     Returns:
         The output, of the kind of the input, and h_n or (h_n, c_n).
     """
+    ordinary = lengths is None and reset_mask is None and not torch.compiler.is_compiling()
+    if ordinary and cache and len(weights) == 1:
+        alone = (stack.batch_first if batch_first else stack.time_major)[0]
+        again = _repeat.outputs(alone, input, hx, weights[0], cache)
+        if again is not None:
+            y, h_n, c_n = again
+            return y, h_n if c_n is None else (h_n, c_n)
     if _autocast.applies(input):
         return _autocast.sequences(
             lambda x, hx, weights: run(
@@ -243,6 +259,11 @@ def run_step(
     Returns:
         h, or (h, c) if the cell has two states.
     """
+    if not torch.compiler.is_compiling() and cache:
+        again = _repeat.outputs(layer, input, hx, weights, cache)
+        if again is not None:
+            h, _, c = again
+            return h if c is None else (h, c)
     if _autocast.applies(input):
         low: Hidden = _autocast.step(
             lambda x, hx, own: run_step(layer, x, hx, own, cache), layer, input, hx, weights
@@ -471,30 +492,3 @@ def _read(module: torch.nn.Module, names: Sequence[str | None]) -> Weights:
         return [None if n is None else parameters[n] for n in names]
     except KeyError:
         return [None if n is None else getattr(module, n) for n in names]
-
-
-def check_checkpoint_every(owner: str, value: object) -> None:
-    """Raise ValueError for a ``checkpoint_every`` that is none."""
-    if value is None or value == "auto" or (type(value) is int and value >= 1):
-        return
-    raise ValueError(
-        f"{owner}: checkpoint_every must be None, 'auto' or an int of at least 1, got {value!r}"
-    )
-
-
-def checkpoint_steps(value: int | str | None) -> int:
-    """Return the option ``checkpoint_every`` as a Layer has it."""
-    return value if isinstance(value, int) else AUTO if value == "auto" else 0
-
-
-def refuse_projection(owner: str, unsupported: dict[str, Any]) -> None:
-    """Raise for keyword arguments that the class does not take.
-
-    Raises:
-        ValueError: if there is a ``proj_size``, which is only for LSTM.
-        TypeError: if there is any other.
-    """
-    if "proj_size" in unsupported:
-        raise ValueError(f"{owner}: proj_size is only supported by LSTM; leave it out")
-    for name in unsupported:
-        raise TypeError(f"{owner}.__init__() got an unexpected keyword argument {name!r}")

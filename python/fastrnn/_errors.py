@@ -6,6 +6,7 @@ The exception types are those of torch.nn for the same mistake.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,3 +235,16 @@ def transform(owner: str, what: str) -> Exception:
         f"{owner}: {what} is not supported yet; use torch.nn.{owner}, which takes the same "
         "state_dict, there"
     )
+
+
+def refuse_projection(owner: str, unsupported: dict[str, Any]) -> None:
+    """Raise for keyword arguments that the class does not take.
+
+    Raises:
+        ValueError: if there is a ``proj_size``, which is only for LSTM.
+        TypeError: if there is any other.
+    """
+    if "proj_size" in unsupported:
+        raise ValueError(f"{owner}: proj_size is only supported by LSTM; leave it out")
+    for name in unsupported:
+        raise TypeError(f"{owner}.__init__() got an unexpected keyword argument {name!r}")

@@ -105,7 +105,7 @@ def _packed(
     return Packed(content, plan.packing, allocate(plan.packed), layer, plan), True
 
 
-def _repeated(
+def repeated(
     layer: Layer,
     x: Tensor,
     h0: Tensor | None,
@@ -241,7 +241,7 @@ def forward(
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
     if cache and not training and ragged is None:
-        outputs = _repeated(layer, x, h0, c0, weights, cache, out)
+        outputs = repeated(layer, x, h0, c0, weights, cache, out)
         if outputs is not None:
             return *outputs, None
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)

@@ -37,6 +37,20 @@ AUTO = -1
 """As ``checkpoint_every``: about the square root of the number of steps."""
 
 
+def check_checkpoint_every(owner: str, value: object) -> None:
+    """Raise ValueError for a ``checkpoint_every`` that is none."""
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return
+    raise ValueError(
+        f"{owner}: checkpoint_every must be None, 'auto' or an int of at least 1, got {value!r}"
+    )
+
+
+def checkpoint_steps(value: int | str | None) -> int:
+    """Return the option ``checkpoint_every`` as a Layer has it."""
+    return value if isinstance(value, int) else AUTO if value == "auto" else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One layer, all its directions.

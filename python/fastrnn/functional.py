@@ -16,8 +16,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _errors
-from ._base import check_checkpoint_every, checkpoint_steps, run, run_step
-from ._problem import Stack, Weights, make_stack, make_step
+from ._base import run, run_step
+from ._problem import (
+    Stack,
+    Weights,
+    check_checkpoint_every,
+    checkpoint_steps,
+    make_stack,
+    make_step,
+)
 from ._variable_length import Lengths
 from .cells import CellSpec
 from .cells.elman import SPEC as ELMAN

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base import RNNBase, RNNCellBase, refuse_projection
+from .._base import RNNBase, RNNCellBase
+from .._errors import refuse_projection
 from ._spec import CellSpec, Foreign
 
 
