@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 
@@ -72,6 +73,73 @@ def test_inputs_of_every_layout():
     assert torch.equal(module.stream().step(x[:, 0]), expected[0])
     assert torch.equal(module.stream().step(torch.nn.Parameter(x.t().contiguous())), expected)
     assert not module.stream().step(x.t().requires_grad_()).requires_grad
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that the layers take as it is."""
+
+
+INPUTS = {
+    "plain": lambda x: x,
+    "a parameter": lambda x: torch.nn.Parameter(x),
+    "of another tensor's middle": lambda x: torch.cat([x, x, x])[2:4],
+    "negated": lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag,
+    "scattered": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "transposed": lambda x: x.t().contiguous().t(),
+    "a subclass": lambda x: x.as_subclass(Wrapped),
+    "float64": lambda x: x.double(),
+    "ints": lambda x: x.view(torch.int32),
+    "meta": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(),
+    "wide": lambda x: torch.cat([x, x], dim=1),
+    "three sequences": lambda x: torch.cat([x, x[:1]]),
+    "no batch": lambda x: x[0],
+    "a list": lambda x: x.tolist(),
+    "none": lambda x: None,
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
+    reason="this torch has no table for DLPack",
+)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_a_step_in_the_compiled_module_alone(kind):
+    """Results, errors and states are those of the way through Python."""
+    module = fastrnn.LSTM(4, 3, 2)
+    x = INPUTS[kind](torch.randn(2, 4))
+    alone, checked = module.stream(2), module.stream(2)
+    by_itself = alone._step_tensor
+    plain = kind in {"plain", "of another tensor's middle", "a parameter"}
+    assert (by_itself(x) is not None) == plain
+    alone.reset()
+    checked._step_tensor = None
+
+    def outcome(stream):
+        try:
+            return stream.step(x)
+        except Exception as error:
+            return type(error), str(error)
+
+    for _ in range(2):
+        got, wanted = outcome(alone), outcome(checked)
+        if isinstance(wanted, tuple):
+            assert got == wanted
+        else:
+            assert (type(got), got.dtype, got.requires_grad) == (torch.Tensor, x.dtype, False)
+            assert got.stride() == wanted.stride()
+            assert torch.equal(got, wanted)
+        for a, b in zip(alone.state, checked.state, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_step_where_new_tensors_have_no_memory():
+    stream, x = fastrnn.GRU(4, 3).stream(), torch.randn(1, 4)
+    stream.step(x)
+    before = stream.state
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError):
+        stream.step(x)
+    assert torch.equal(stream.state, before)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,19 @@ void load_stream(PythonStream& stream, const std::vector<Pointer>& from) {
   stream.load(read_weights(stream.problem, size_t(stream.layers), from).data());
 }
 
+// A step of a plain tensor x (B, I): y (B, O); or None, and nothing has been done.
+py::object step_tensor(PythonStream& stream, py::handle x) {
+  const fr::Problem& p = stream.problem;
+  const void* from = read_contiguous(x, value_dtype(p), {p.B, p.I});
+  if (!from || negated(x)) return py::none();
+  const Shape shape = {p.B, output_size(p)};
+  py::object y = new_empty(x, shape);
+  void* to = read_contiguous(y, value_dtype(p), shape);
+  if (!to) return py::none();
+  stream.step(from, p.I, to, output_size(p));
+  return y;
+}
+
 py::bytes fingerprint_of(const std::vector<Pointer>& pointers, const std::vector<size_t>& bytes) {
   FASTRNN_CHECK(pointers.size() == bytes.size(), "pointers and sizes must be equally many");
   std::vector<const void*> buffers;
@@ -250,6 +263,7 @@ PYBIND11_MODULE(_core, m) {
       .def("load", &load_stream)
       .def("step", [](PythonStream& s, Pointer x, int64_t x_row, Pointer y,
                       int64_t y_row) { s.step(at(x), x_row, at(y), y_row); })
+      .def("step_tensor", &step_tensor)
       .def("set_state", [](PythonStream& s, Pointer h, Pointer c) { s.set_state(at(h), at(c)); })
       .def("get_state",
            [](const PythonStream& s, Pointer h, Pointer c) { s.get_state(at(h), at(c)); });

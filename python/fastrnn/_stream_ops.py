@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -41,6 +41,17 @@ def open_stream(
     if _cuda_device.takes(like):
         return _cuda_ops.Stream(layers, dtype, batch, like.device)
     return _plans.core.Stream(_plans.stream_problem(layers[0], dtype, batch), len(layers))
+
+
+def tensor_step(
+    engine: _plans.core.Stream | _cuda_ops.Stream,
+) -> Callable[[object], Tensor | None] | None:
+    """Return what does a whole step of a plain tensor, checks and output, in the compiled module.
+
+    It answers with ``None``, and has done nothing, if there is anything special about the tensor.
+    An engine that cannot see tensors has none.
+    """
+    return None if isinstance(engine, _cuda_ops.Stream) else engine.step_tensor
 
 
 def load_stream(

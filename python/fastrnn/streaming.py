@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _checks, _stream_ops
+from . import _checks, _errors, _stream_ops
 
 if TYPE_CHECKING:
     from ._base import Hidden, RNNBase
@@ -57,6 +57,7 @@ class Stream:
         self.device = _stream_ops.stream_device(weight)
         self._engine = _stream_ops.open_stream(self._layers, self.dtype, batch_size, weight)
         self._step = self._engine.step
+        self._step_tensor = _stream_ops.tensor_step(self._engine)
         self._input_shape = (batch_size, module.input_size)
         self._output_shape = (batch_size, self._layers[-1].output_size)
         self._has_cell = stack.spec.states > 1
@@ -76,9 +77,13 @@ class Stream:
             The last layer's output, (B, O), or (O) for an input without a batch.
 
         Raises:
-            RuntimeError: if shape, dtype or device are wrong.
+            RuntimeError: if shape, dtype or device are wrong, or new tensors have no memory here.
             TypeError: if it is no tensor.
         """
+        if self._step_tensor is not None:
+            y = self._step_tensor(x)
+            if y is not None:
+                return y
         if (
             type(x) is not Tensor
             or x.shape != self._input_shape
@@ -89,6 +94,8 @@ class Stream:
         ):
             return self._step_checked(x)
         y = torch.empty(self._output_shape, dtype=self.dtype, device=self.device)
+        if type(y) is not Tensor:  # a mode makes tensors without memory
+            raise _errors.hidden_memory(self._layers[0].owner)
         at = x.data_ptr() or _checks.address(self._layers[0], "input", x)
         self._step(at, self._input_shape[1], y.data_ptr(), self._output_shape[1])
         return y
