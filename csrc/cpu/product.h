@@ -26,10 +26,11 @@ constexpr int max_tile_rows(int columns) { return kTileRowsOf[columns - 1]; }
 constexpr int kMaxColumns = 4;  // vectors per k in a panel
 // Vectors side by side in panels of rows, which sums over rows read: in one strip.
 constexpr int kRowColumns = strip_columns(kMaxColumns);
-// Of A, side by side for each word, where A was packed: a tile of them, which is read from end to
-// end. Rows of all tiles side by side would take a line for each tile's part of a word, and with it
-// the place of the other factor in L1.
-constexpr int kPackedRows = max_tile_rows(kRowColumns);
+// Of A, side by side for each word, where A was packed. Vectors of AVX2 hold about a tile of them,
+// which is then read from end to end: rows of all tiles side by side would take a line for each
+// tile's part of a word, and with it the place of the other factor in L1. Of larger vectors a tile
+// is a part, so that several of them are packed at once.
+constexpr int kPackedRows = kRegisters == 32 ? 48 : max_tile_rows(kRowColumns);
 #ifdef FASTRNN_HAS_TILES
 constexpr int kMaxTileRows = kTileRows;
 #else

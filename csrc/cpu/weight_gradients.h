@@ -13,7 +13,8 @@ struct GradientScratch {
   using F = typename N::Factors;
   static constexpr int64_t kUnits = kTiled<F> ? 64 : 48;  // of one slot, in one ticket
   static constexpr int64_t kRows = kTiled<F> ? 64 : 48;   // of dx, in one ticket
-  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : kPackedRows;
+  static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kRowColumns);
+  static constexpr bool kPackedTiles = kPackedRows < kUnits;  // one by one, or all at once
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 
@@ -81,6 +82,7 @@ class OuterProduct {
 
  private:
   static constexpr int64_t kMost = GradientScratch<N>::kMost;
+  static constexpr bool kPackedTiles = GradientScratch<N>::kPackedTiles;
 
   int64_t begin(int64_t tile) const {
     return kTiled<F> ? smaller(tile * kMost, units_) : units_ * tile / tiles_;
@@ -106,10 +108,12 @@ class OuterProduct {
     }
   }
   int64_t packed_words() const { return round_up(words_, W); }
-  T* packed_tile(int64_t i) const { return s_.packed + i * words_ * kPackedRows; }
+  T* packed_tile(int64_t i) const {
+    return s_.packed + (kPackedTiles ? i * words_ * kPackedRows : begin(i));
+  }
 
-  // [tile][word of rows][unit], in whole vectors, whose excess the next word or tile overwrites;
-  // of a product in tiles [unit][word], in whole tiles.
+  // [tile][word of rows][unit], in whole vectors, whose excess the next word or tile overwrites, or
+  // [word of rows][unit] of all tiles; of a product in tiles [unit][word], in whole tiles.
   void pack(Factor<typename F::Left> a) {
     const auto words = [&](int64_t k, int64_t unit) {
       const int64_t row = k * F::kGroup;
@@ -122,8 +126,8 @@ class OuterProduct {
           transpose_block([&](int i) { return k + i < words_ ? words(k + i, m).v : Native<T>{}; },
                           s_.packed + m * ld + k, ld);
     } else {
-      for (int64_t i = 0; i < tiles_; ++i) {
-        const int64_t first = begin(i), count = begin(i + 1) - first;
+      for (int64_t i = 0; i < (kPackedTiles ? tiles_ : 1); ++i) {
+        const int64_t first = begin(i), count = (kPackedTiles ? begin(i + 1) : units_) - first;
         for (int64_t k = 0; k < words_; ++k)
           for (int64_t m = 0; m < count; m += W)
             words(k, first + m).store(packed_tile(i) + k * kPackedRows + m);
