@@ -164,6 +164,19 @@ def test_make_fx(cell: str, mode: str) -> None:
         torch.testing.assert_close(mine, true)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_make_fx_before_dispatch(cell: str, recorded: bool) -> None:
+    """Also of a module whose next call would be like the last one."""
+    module = getattr(fastrnn, cell)(4, 6)
+    x, other = torch.randn(5, 3, 4), torch.randn(5, 3, 4)
+    with torch.set_grad_enabled(recorded):
+        module(x), module(x)
+        graph = make_fx(lambda x: module(x)[0], pre_dispatch=True)(x)
+        assert torch.equal(graph(other), module(other)[0])
+        assert graph(other).requires_grad == recorded
+
+
 class _Counting(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()

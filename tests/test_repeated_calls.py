@@ -178,6 +178,33 @@ def test_what_is_not_as_before_is_found_out(name: str, special: str, answers: li
     assert_same_outcome(got, outcome(copy.deepcopy(module), x, tuple(hx)))
 
 
+NO_STATES: dict[str, Callable[[Tensor], Any]] = {
+    "nothing twice": lambda s: (None, None),
+    "no cell state": lambda s: (s, None),
+    "no output": lambda s: [None, s],
+    "one": lambda s: s,
+    "three": lambda s: (s, s, s),
+    "half": lambda s: (s,),
+    "a number": lambda s: (s, 0.0),
+    "a number alone": lambda s: 1.0,
+    "as a dict": lambda s: {"h": s, "c": s},
+}
+
+
+@pytest.mark.parametrize("kind", NO_STATES)
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell", "GRU", "RNNCell"])
+def test_what_is_no_state_is_refused(name: str, kind: str) -> None:
+    """After a call like it as before any."""
+    step = name.endswith("Cell")
+    module = getattr(fastrnn, name)(I, H)
+    x = torch.randn(B, I) if step else torch.randn(T, B, I)
+    hx = NO_STATES[kind](torch.randn(B, H) if step else torch.randn(1, B, H))
+    wanted = outcome(module, x, hx)
+    assert isinstance(wanted, tuple) or (kind == "one" and "LSTM" not in name)
+    module(x), module(x)
+    assert_same_outcome(outcome(module, x, hx), wanted)
+
+
 @pytest.mark.parametrize("kind", ["sequence", "cell", "quantized"])
 def test_packed_weights_are_not_written_again(kind: str, answers: list[bool]) -> None:
     """Another thread may be reading them, and packing takes time."""

@@ -133,13 +133,44 @@ def test_a_step_in_the_compiled_module_alone(kind):
             assert torch.equal(a, b)
 
 
-def test_a_step_where_new_tensors_have_no_memory():
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_step_where_new_tensors_have_no_memory(alone):
     stream, x = fastrnn.GRU(4, 3).stream(), torch.randn(1, 4)
+    if not alone:
+        stream._step_tensor = None
     stream.step(x)
     before = stream.state
-    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError):
-        stream.step(x)
+    for allow in (False, True):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=allow),
+            pytest.raises(RuntimeError, match="GRU: a stream's output must have memory"),
+        ):
+            stream.step(x)
     assert torch.equal(stream.state, before)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_step_under_transforms(alone):
+    """With an ordinary input there is nothing to transform."""
+    stream, x = fastrnn.GRU(4, 3).stream(), torch.randn(1, 4)
+    expected = fastrnn.Stream(stream._module).step(x)
+    if not alone:
+        stream._step_tensor = None
+
+    def add(a):
+        return stream.step(x) + a
+
+    for transform in (torch.func.functionalize, torch.func.vmap):
+        stream.reset()
+        try:
+            found = transform(add)(torch.zeros(1, 3))
+        except RuntimeError as error:
+            found = None
+            message = str(error)
+        if found is None:
+            assert "must have memory" in message
+        else:
+            assert torch.equal(found.reshape(1, 3), expected)
 
 
 @pytest.mark.parametrize(

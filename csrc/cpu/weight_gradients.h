@@ -14,7 +14,8 @@ struct GradientScratch {
   static constexpr int64_t kUnits = kTiled<F> ? 64 : 48;  // of one slot, in one ticket
   static constexpr int64_t kRows = kTiled<F> ? 64 : 48;   // of dx, in one ticket
   static constexpr int64_t kMost = kTiled<F> ? 2 * kMaxTileRows : max_tile_rows(kRowColumns);
-  static constexpr bool kPackedTiles = kPackedRows < kUnits;  // one by one, or all at once
+  static constexpr bool kPackedTiles = !kTiled<F> && kPackedRows < kUnits;  // not all at once
+  static_assert(kTiled<F> || kPackedRows == (kPackedTiles ? kMost : kUnits), "room in `packed`");
   static_assert(kUnits % N::kWidth == 0 && kUnits % kMaxTileRows == 0, "packed in whole vectors");
   T *packed, *tile, *zeros, *sums;
 

@@ -19,6 +19,8 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _trace = torch._C._get_tracing_state
+_key_included = torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # make_fx(..., pre_dispatch=True)
 
 _no_inputs = (None, None)
 """What backward returns for ``layer`` and ``ragged``."""
@@ -212,6 +214,7 @@ def watched() -> bool:
         or _dispatch_modes() > 0
         or _transform() is not None
         or _trace() is not None
+        or _key_included(_PRE_DISPATCH)
         or forward_ad._current_level >= 0
     )
 
@@ -275,4 +278,5 @@ def _traced() -> bool:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-    return any(not isinstance(m, FakeTensorMode) for m in _get_current_dispatch_mode_stack())
+    modes = _get_current_dispatch_mode_stack()
+    return _key_included(_PRE_DISPATCH) or any(not isinstance(m, FakeTensorMode) for m in modes)

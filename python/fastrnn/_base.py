@@ -124,8 +124,9 @@ def run(
     Returns:
         The output, of the kind of the input, and h_n or (h_n, c_n).
     """
-    ordinary = lengths is None and reset_mask is None and not torch.compiler.is_compiling()
-    if ordinary and cache and len(weights) == 1:
+    whole = lengths is None and reset_mask is None and len(weights) == 1
+    # Asked before `cache`, which compiled code must not look into.
+    if whole and not torch.compiler.is_compiling() and cache:
         alone = (stack.batch_first if batch_first else stack.time_major)[0]
         again = _repeat.outputs(alone, input, hx, weights[0], cache)
         if again is not None:

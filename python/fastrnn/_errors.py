@@ -186,6 +186,14 @@ def hidden_memory(owner: str) -> Exception:
     )
 
 
+def stream_without_memory(owner: str) -> Exception:
+    """Return the error for a step of a stream where new tensors have no memory."""
+    return RuntimeError(
+        f"{owner}: a stream's output must have memory, got a tensor without, as FakeTensorMode and "
+        "torch.func.functionalize make them; call step() outside"
+    )
+
+
 def no_steps(owner: str) -> Exception:
     """Return the error for a sequence of length zero."""
     return RuntimeError(f"{owner}: expected sequence length to be larger than 0, got 0")

@@ -1,6 +1,6 @@
 """A call like the last one of its layer, recognized before anything else is looked at.
 
-A call without gradients that has the sizes, the layer and the weights of the one before it is done
+A call under ``no_grad`` that has the sizes, the layer and the weights of the one before it is done
 by the compiled module as a whole, ``_ops.repeated``, which checks all tensors by itself. The other
 way there, which looks at each argument in turn and knows what is wrong with it, takes a fifth of a
 small call. Of large weights that is nothing, and to ask twice whether they have changed is much.
@@ -47,4 +47,6 @@ def outputs(
         if not isinstance(hx, tuple | list) or len(hx) != 2:
             return None
         h0, c0 = hx
+        if h0 is None or c0 is None:  # which is no pair of zeros, but refused
+            return None
     return _ops.repeated(layer, input, h0, c0, weights, cache, None)

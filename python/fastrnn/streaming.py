@@ -80,7 +80,7 @@ class Stream:
             RuntimeError: if shape, dtype or device are wrong, or new tensors have no memory here.
             TypeError: if it is no tensor.
         """
-        if self._step_tensor is not None:
+        if self._step_tensor is not None and not torch._C._len_torch_dispatch_stack():
             y = self._step_tensor(x)
             if y is not None:
                 return y
@@ -94,10 +94,15 @@ class Stream:
         ):
             return self._step_checked(x)
         y = torch.empty(self._output_shape, dtype=self.dtype, device=self.device)
-        if type(y) is not Tensor:  # a mode makes tensors without memory
-            raise _errors.hidden_memory(self._layers[0].owner)
+        owner = self._layers[0].owner
+        # A mode, or a transform, may make tensors without memory.
+        if type(y) is not Tensor and _checks.is_fake(owner, "output", y):
+            raise _errors.stream_without_memory(owner)
+        to = y.data_ptr()
+        if not to:
+            raise _errors.stream_without_memory(owner)
         at = x.data_ptr() or _checks.address(self._layers[0], "input", x)
-        self._step(at, self._input_shape[1], y.data_ptr(), self._output_shape[1])
+        self._step(at, self._input_shape[1], to, self._output_shape[1])
         return y
 
     def _step_checked(self, x: object) -> Tensor:
