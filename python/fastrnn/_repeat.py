@@ -2,8 +2,8 @@
 
 A call under ``no_grad`` that has the sizes, the layer and the weights of the one before it is done
 by the compiled module as a whole, ``_ops.repeated``, which checks all tensors by itself. The other
-way there, which looks at each argument in turn and knows what is wrong with it, takes a fifth of a
-small call. Of large weights that is nothing, and to ask twice whether they have changed is much.
+way there, which looks at each argument in turn and knows what is wrong with it, takes a seventh of
+a small call. Of large weights that is nothing, and to ask twice whether they have changed is much.
 """
 
 from __future__ import annotations
