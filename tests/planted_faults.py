@@ -2,7 +2,7 @@
 
 Run by hand, in a copy of the sources: ``python tests/planted_faults.py [--isa avx2] [NAME ...]``;
 with ``--all`` it goes on to say which other tests notice it. The faults in ``tiles.h``, and
-``rows-twice``, take ``--isa amx`` to be noticed.
+``rows-twice``, take ``--isa amx`` to be noticed, ``packed-place`` takes ``--isa avx512``.
 With ``ccache`` installed, what was built by an earlier run is not built again.
 """
 
@@ -54,6 +54,7 @@ FAULTS = [
     ("last-lanes-unpacked", "cpu/unpacked.h", "if (lanes == W)", "if (true)"),
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
     ("packed-tile", "cpu/weight_gradients.h", "m < count; m += W)", "m < W; m += W)"),
+    ("packed-place", "cpu/weight_gradients.h", "kPackedRows : begin(i))", "kPackedRows : 0)"),
     ("narrow-words", "simd/factors.h", "step ? words & 0xffff0000u : words << 16", "step ? words << 16 : words & 0xffff0000u"),
     ("rows-twice", "cpu/product.h", "twice[j] + early[j] * row,", "twice[j],"),
     ("second-tile", "simd/tiles.h", "*second = tile[R - 1].a;", "*second = tile[0].a;"),
