@@ -44,14 +44,34 @@ py::object output_state(const fr::Problem& p, const Layout& layout, py::handle x
                      : output(p, x, {p.directions, p.B, width}, at);
 }
 
+// What forward() gives back.
+struct Outputs {
+  py::object y, h_n = py::none(), c_n = py::none();
+};
+
+// New outputs, or those states that are in `out`, for `b`; false where a mode makes something else.
+bool make_outputs(const fr::Problem& p, const Layout& layout, py::handle x, py::handle out,
+                  fr::ForwardBuffers& b, Outputs& made) {
+  made.y = output_y(p, layout, x, b.y);
+  b.y_strides = strides_of(p, p.directions * output_size(p), layout.y_batch_first, layout.step);
+  if (!layout.step) made.h_n = output_state(p, layout, x, output_size(p), out, 0, b.h_n);
+  const bool two_states = fr::cell_info(p.cell).states > 1;
+  if (two_states) made.c_n = output_state(p, layout, x, p.H, out, 1, b.c_n);
+  return b.y && b.h_n && (b.c_n || !two_states);
+}
+
+Shape reserve_shape(const SizedProblem& sized) {
+  const fr::Problem& p = sized.problem;
+  const int64_t K = p.checkpoint_every, steps = K ? (p.T - 1) / K + 1 : p.T;
+  return {p.directions, steps * p.B, sized.sizes.saved, p.H};
+}
+
 // What forward() kept: there may be nothing to keep.
 bool read_reserve(const SizedProblem& sized, py::handle from, const void*& to) {
-  const fr::Problem& p = sized.problem;
   if (sized.sizes.saved == 0) return from.is_none();
-  const bool wide = p.dtype == fr::Dtype::kFloat64;
-  const int64_t K = p.checkpoint_every, steps = K ? (p.T - 1) / K + 1 : p.T;
-  to = read_contiguous(from, wide ? p.dtype : fr::Dtype::kFloat32,
-                       {p.directions, steps * p.B, sized.sizes.saved, p.H});
+  const bool wide = sized.problem.dtype == fr::Dtype::kFloat64;
+  to = read_contiguous(from, wide ? fr::Dtype::kFloat64 : fr::Dtype::kFloat32,
+                       reserve_shape(sized));
   return to != nullptr && !negated(from);
 }
 
@@ -101,14 +121,31 @@ py::object repeat(const SizedProblem& sized, const Layout& layout, py::handle x,
 
   auto b = buffers_with<fr::ForwardBuffers>(*inputs);
   b.packed = at(packed), b.repack = false, b.workspace = at(workspace), b.h_n = at(h_n);
-  py::object y = output_y(p, layout, x, b.y), last_h = py::none(), last_c = py::none();
-  b.y_strides = strides_of(p, p.directions * output_size(p), layout.y_batch_first, layout.step);
-  if (!layout.step) last_h = output_state(p, layout, x, output_size(p), out, 0, b.h_n);
-  const bool two_states = fr::cell_info(p.cell).states > 1;
-  if (two_states) last_c = output_state(p, layout, x, p.H, out, 1, b.c_n);
-  if (!b.y || !b.h_n || (two_states && !b.c_n)) return py::none();
+  Outputs made;
+  if (!make_outputs(p, layout, x, out, b, made)) return py::none();
   run_unlocked(b, [&] { return fr::forward(p, b); });
-  return py::make_tuple(y, last_h, last_c);
+  return py::make_tuple(made.y, made.h_n, made.c_n);
+}
+
+py::object ordinary_forward(const SizedProblem& sized, const Layout& layout, py::handle x,
+                            py::handle h0, py::handle c0, const py::sequence& weights,
+                            Pointer packed, Pointer workspace, Pointer h_n) {
+  const fr::Problem& p = sized.problem;
+  // What is kept of fewer bits are values in float32, which no tensor here is like.
+  if (p.dtype != fr::Dtype::kFloat32 && p.dtype != fr::Dtype::kFloat64) return py::none();
+  const auto inputs = read_inputs(p, x, h0, c0, weights, layout.x_batch_first, layout.step);
+  if (!inputs) return py::none();
+  auto b = buffers_with<fr::ForwardBuffers>(*inputs);
+  b.packed = at(packed), b.workspace = at(workspace), b.h_n = at(h_n);
+  Outputs made;
+  py::object reserve = py::none();
+  if (!make_outputs(p, layout, x, py::none(), b, made)) return py::none();
+  if (sized.sizes.saved > 0) {
+    reserve = output(p, x, reserve_shape(sized), b.reserve);
+    if (!b.reserve) return py::none();
+  }
+  run_unlocked(b, [&] { return fr::forward(p, b); });
+  return py::make_tuple(made.y, made.h_n, made.c_n, reserve);
 }
 
 py::object ordinary_backward(const SizedProblem& sized, const Layout& layout, py::handle x,

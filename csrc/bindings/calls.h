@@ -23,6 +23,14 @@ pybind11::object repeat(const SizedProblem& sized, const Layout& layout, pybind1
                         pybind11::handle content, pybind11::handle out, Pointer packed,
                         Pointer workspace, Pointer h_n);
 
+// forward() that keeps what backward() needs, for a batch without lengths in float32 or float64, if
+// nothing is special about any tensor: (y, h_n, c_n, reserve), as fastrnn._ops.forward returns them.
+// Else None. Of a step h_n is as above.
+pybind11::object ordinary_forward(const SizedProblem& sized, const Layout& layout,
+                                  pybind11::handle x, pybind11::handle h0, pybind11::handle c0,
+                                  const pybind11::sequence& weights, Pointer packed,
+                                  Pointer workspace, Pointer h_n);
+
 // backward() for a batch without lengths, if nothing is special about any tensor: the gradients of
 // x, h0, c0 and the weights, None for those not `wanted`. Else None.
 pybind11::object ordinary_backward(const SizedProblem& sized, const Layout& layout,

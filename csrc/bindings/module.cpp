@@ -248,6 +248,7 @@ PYBIND11_MODULE(_core, m) {
               bool step) { return read_inputs(p.problem, x, h0, c0, weights, batch_first, step); })
       .def("fingerprint", &fingerprint)
       .def("repeat", &repeat)
+      .def("ordinary_forward", &ordinary_forward)
       .def("ordinary_backward", &ordinary_backward)
       .def_property_readonly("packed_bytes", [](const SizedProblem& p) { return p.sizes.packed; })
       .def_property_readonly("packs_as_used",

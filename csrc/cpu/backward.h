@@ -63,12 +63,12 @@ struct BackwardPass {
   }
 
   void pack(const BackwardBuffers& b, Team& team) const {
-    const int64_t backward = weights[0].panel_count(b.dx, p.P);
+    const int64_t backward = weights[0].panel_count(b, p.T, p.P);
     const int64_t panels = backward + (replays<C>(p) ? forward[0].panel_count() : 0);
     team.run(panels * p.directions, [&](int64_t i, int) {
       const int64_t d = i / panels, panel = i % panels;
       if (panel < backward)
-        weights[d].pack_panel(panel, p.P, b.weights[d]);
+        weights[d].pack_panel(panel, b, p.T, p.P, b.weights[d]);
       else
         forward[d].pack_panel(panel - backward, b.weights[d]);
     });

@@ -34,20 +34,27 @@ struct BackwardWeights {
     hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
   }
 
-  // W_ih last: without dx it is not needed.
-  int64_t panel_count(bool input, bool projection) const {
-    return hh.count() + (projection ? hr.count() : 0) + (input ? ih.count() : 0);
+  // W_hh first and W_ih last: without a step before the last one, or without dx, they are not needed.
+  int64_t panel_count(const BackwardBuffers& b, int64_t T, bool projection) const {
+    return recurrent_panels(b, T) + (projection ? hr.count() : 0) + (b.dx ? ih.count() : 0);
   }
 
-  void pack_panel(int64_t i, bool projection, const Weights& from) const {
+  void pack_panel(int64_t i, const BackwardBuffers& b, int64_t T, bool projection,
+                  const Weights& from) const {
     static constexpr int kOnly[1] = {0};
-    if (i < hh.count())
+    const int64_t recurrent = recurrent_panels(b, T);
+    if (i < recurrent)
       return pack_columns_panel<N>(hh, i, static_cast<const S*>(from.w_hh), kRec.gate, C::kRh);
-    i -= hh.count();
+    i -= recurrent;
     if (projection && i < hr.count())
       return pack_columns_panel<N>(hr, i, static_cast<const S*>(from.w_hr), kOnly, 1);
     if (projection) i -= hr.count();
     pack_columns_panel<N>(ih, i, static_cast<const S*>(from.w_ih), kIn.gate, C::kWx);
+  }
+
+ private:
+  int64_t recurrent_panels(const BackwardBuffers& b, int64_t T) const {
+    return T > 1 || b.dh0 ? hh.count() : 0;
   }
 };
 

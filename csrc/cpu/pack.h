@@ -92,34 +92,67 @@ void pack_rows_panel(const Panels<F>& to, int64_t p, const typename N::Weight* w
   }
 }
 
-// One panel of the product with w itself, [G*units,n] with one "gate" of n columns. Its k runs
-// over slots: slot s holds the rows of gate order[s] of w.
+// The rows of w in the order of a panel's k, which runs over slots: slot s holds the rows of gate
+// order[s] of w, `units` of them, `ld` apart.
+template <class S>
+class SlotRows {
+ public:
+  SlotRows(const S* w, int64_t units, int64_t ld, const int* order)
+      : w_(w), units_(units), ld_(ld), order_(order), at_(w + order[0] * units * ld), left_(units) {}
+
+  const S* row() const { return at_; }
+  // The rows must not be used after the last one.
+  void advance() {
+    at_ += ld_;
+    if (--left_ > 0) return;
+    left_ = units_;
+    at_ = w_ + *++order_ * units_ * ld_;
+  }
+
+ private:
+  const S* w_;
+  int64_t units_, ld_;
+  const int* order_;
+  const S* at_;
+  int64_t left_;
+};
+
+// One panel of the product with w itself, [G*units,n] with one "gate" of n columns. Its rows are
+// parts of rows of w, too short for processors to recognise a stream: they are asked for ahead.
 template <class N, class F>
 void pack_columns_panel(const Panels<F>& to, int64_t p, const typename N::Storage* w,
                         const int* order, int slots) {
-  constexpr int W = N::kWidth, kGroup = F::kGroup;
+  using S = typename N::Storage;
+  constexpr int W = N::kWidth, kGroup = F::kGroup, kRowsAhead = 12;
   const int columns = to.columns(p);
-  const int64_t units = to.k / slots, first = p * to.blocks_per_panel() * W;
+  const int64_t first = p * to.blocks_per_panel() * W;
   typename N::Sum* out[kMaxColumns];
   for (int c = 0; c < columns; ++c) {
     fill_row(to.column(p, c), typename N::Sum(0), W);
     out[c] = to.column(p, c) + to.word_stride(p);
   }
-  const auto row = [&](int64_t k) {
-    return w + (order[k / units] * units + k % units) * to.units + first;
-  };
-  for (int64_t k = 0; k < to.k; k += kGroup)
+  const int64_t units = to.k / slots;
+  SlotRows<S> rows(w + first, units, to.units, order);
+  for (int64_t k = 0; k < to.k; k += kGroup) {
+    const S* row[kGroup];
+    for (int i = 0; i < kGroup; ++i) {
+      row[i] = k + i < to.k ? rows.row() : nullptr;
+      if (k + i + 1 < to.k) rows.advance();
+      for (int64_t u = 0; u < columns * W; u += kLine / int(sizeof(S)))
+        __builtin_prefetch(rows.row() + kRowsAhead * to.units + u, 0, 2);
+    }
     for (int c = 0; c < columns; ++c) {
       const int n = int(smaller(W, to.units - first - c * W));
       if constexpr (kGroup == 1) {
-        load_value(row(k) + c * W, n).store(out[c]);
+        load_value(row[0] + c * W, n).store(out[c]);
       } else {
-        const HalfBits low = load_half(row(k) + c * W, n);
-        const HalfBits high = k + 1 < to.k ? load_half(row(k + 1) + c * W, n) : HalfBits{};
+        const HalfBits low = load_half(row[0] + c * W, n);
+        const HalfBits high = row[1] ? load_half(row[1] + c * W, n) : HalfBits{};
         Vec<float>(interleave(low, high)).store(out[c]);
       }
       out[c] += to.word_stride(p);
     }
+  }
 }
 
 // The gates of a gradient's slots. A product's slots must be adjacent, from `first` on.

@@ -82,19 +82,23 @@ CHEAP = 1_000_000
 """Multiply-adds of a gradient that take less time than to ask whether it is wanted."""
 
 
-def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
+def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> Sequence[bool]:
     """Tell for each input whether this backward pass will use its gradient.
 
     ``ctx.needs_input_grad`` alone would ask for those of all weights when
     ``torch.autograd.grad(loss, x)`` needs none of them. Within ``torch.autograd.grad`` torch
-    answers for a wanted leaf with an error, which takes 20 us to make: of a leaf whose gradient
-    costs less nobody asks whether it is wanted.
+    answers for a wanted leaf with an error, which takes 20 us to make, and to find the nodes takes
+    as long: where gradients cost less nobody asks whether they are wanted.
     """
-    nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
-    x, w_ih = inputs[0], inputs[3]
+    needed: tuple[bool, ...] = ctx.needs_input_grad[2:]
+    x, w_ih, w_hh = inputs[0], inputs[3], inputs[4]
     assert x is not None
     assert w_ih is not None
+    assert w_hh is not None
     rows = x.numel() // max(x.shape[-1], 1)
+    if rows * (w_ih.numel() + w_hh.numel()) < CHEAP:
+        return needed
+    nodes = (node for node, _ in ctx.next_functions)  # of the inputs that are tensors
     wanted = []
     for tensor in inputs:
         node = None if tensor is None else next(nodes)

@@ -67,6 +67,18 @@ class Problem:
         h_n: int,
         /,
     ) -> tuple[Tensor, Tensor | None, Tensor | None] | None: ...
+    def ordinary_forward(
+        self,
+        layout: Layout,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor | None],
+        packed: int,
+        workspace: int,
+        h_n: int,
+        /,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None: ...
     def ordinary_backward(
         self,
         layout: Layout,

@@ -123,7 +123,7 @@ def repeated(
     if last is None or last.layer is not layer:
         return None
     plan = last.plan
-    if not plan.repeats or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
+    if not plan.is_short or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
         return None
     if torch._C._len_torch_dispatch_stack():  # under a mode new tensors may have no memory
         return None
@@ -246,6 +246,10 @@ def forward(
             return *outputs, None
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
+    if on_cpu and training and ragged is None:
+        found = _ordinary_forward(layer, (T, B), x, h0, c0, weights)
+        if found is not None:
+            return found
     if on_cpu:
         plan, inputs, _alive = _prepared(layer, x, ragged, h0, c0, weights, (T, B), training)
     else:
@@ -300,6 +304,39 @@ def forward(
     if packed is not None and cache is not None:
         cache[layer.index] = packed
     return y, h_n, c_n, reserve
+
+
+def _ordinary_forward(
+    layer: Layer,
+    sizes: tuple[int, int],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+) -> Outputs | None:
+    """Do what ``forward`` does of a batch without lengths that is recorded, all of it in C++.
+
+    Returns:
+        What ``forward`` returns; or ``None``, and nothing has been done: something is not ordinary.
+    """
+    T, B = sizes
+    try:
+        plan = plan_now(layer, x.dtype, T, B, False, True, layer.checkpoint_steps(T))
+    except ValueError:
+        return None
+    if not plan.is_short or torch._C._len_torch_dispatch_stack():
+        return None
+    h_n_at = plan.workspace
+    packed_at = h_n_at + plan.final_h
+    apart = not plan.problem.packs_as_used
+    taken = scratch_memory.take(packed_at + plan.packed if apart else packed_at)
+    scratch = taken[0]
+    packed = scratch + packed_at if apart else 0
+    outputs = plan.problem.ordinary_forward(
+        plan.layout, x, h0, c0, weights, packed, scratch, scratch + h_n_at
+    )
+    scratch_memory.give_back(taken)
+    return outputs
 
 
 def _ordinary_backward(

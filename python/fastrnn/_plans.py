@@ -40,10 +40,10 @@ def aligned(size: int) -> int:
 
 
 class Plan:
-    """A problem, the sizes of its buffers in bytes, and whether a call of it can be repeated."""
+    """A problem, the sizes of its buffers in bytes, and whether its forward calls may be short."""
 
     __slots__ = (
-        "backward_workspace final_h layout packed packing problem repeats saved threads "
+        "backward_workspace final_h is_short layout packed packing problem saved threads "
         "workspace".split()
     )
 
@@ -54,7 +54,7 @@ class Plan:
         packing: tuple[str, torch.dtype],
         threads: int,
         final_h: int,
-        repeats: bool,
+        is_short: bool,
     ) -> None:
         self.problem = problem
         self.layout = layout
@@ -65,7 +65,8 @@ class Plan:
         self.saved = problem.saved
         self.threads = threads
         self.final_h = aligned(final_h)
-        self.repeats = repeats
+        self.is_short = is_short
+        """Whether the compiled module makes the outputs: none is large enough for large pages."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -99,11 +100,11 @@ def plan_of(
         threads=threads,
         samples=samples,
     )
-    row = layer.output_size * dtype.itemsize
-    small = T * B * layer.directions * row < LARGE  # else y would be in large pages
+    row, rows = layer.output_size * dtype.itemsize, T * B * layer.directions
+    kept = problem.saved * layer.hidden_size * _checks.value_dtype(dtype).itemsize
+    is_short = not ragged and rows * max(row, kept if training else 0) < LARGE
     layout = _core.Layout(layer.x_batch_first, layer.y_batch_first, layer.step)
-    repeats = small and not (ragged or training)
-    return Plan(problem, layout, (isa, dtype), threads, B * row, repeats)
+    return Plan(problem, layout, (isa, dtype), threads, B * row, is_short)
 
 
 def plan_now(

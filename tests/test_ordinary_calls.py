@@ -1,4 +1,4 @@
-"""Backward passes that the compiled module does by itself: same bits as through the checks."""
+"""Training calls that the compiled module does by itself: same bits as through the checks."""
 
 from __future__ import annotations
 
@@ -36,19 +36,29 @@ CASES: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
 }
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of each backward pass: whether the compiled module did it by itself."""
+def watch(name: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     done: list[bool] = []
-    original = _ops._ordinary_backward
+    original = getattr(_ops, name)
 
     def watched(*args: Any) -> Any:
         results = original(*args)
         done.append(results is not None)
         return results
 
-    monkeypatch.setattr(_ops, "_ordinary_backward", watched)
+    monkeypatch.setattr(_ops, name, watched)
     return done
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each backward pass: whether the compiled module did it by itself."""
+    return watch("_ordinary_backward", monkeypatch)
+
+
+@pytest.fixture
+def forward_answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The same of each forward pass that is recorded."""
+    return watch("_ordinary_forward", monkeypatch)
 
 
 def outputs_of(module: Any, x: Tensor, hx: Any) -> list[Tensor]:
@@ -108,6 +118,25 @@ def test_same_bits(case: str, answers: list[bool], monkeypatch: pytest.MonkeyPat
             assert len(answers) <= layers
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_forward(case: str, forward_answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    module, sizes = CASES[case]()
+    parameters = list(module.parameters())
+    x = torch.randn(sizes).to(parameters[0].dtype).requires_grad_()
+    for hx in (None, states_of(module, x)):
+        with monkeypatch.context() as patch:
+            patch.setattr(_ops, "_ordinary_forward", lambda *_: None)
+            expected = outputs_of(module, x, hx)
+        forward_answers.clear()
+        got = outputs_of(module, x, hx)
+        assert_same([y.detach() for y in got], [y.detach() for y in expected])
+        assert forward_answers, "it has not been asked"
+        assert all(forward_answers) == (x.dtype != torch.bfloat16)
+        seeds: list[Tensor | None] = [torch.randn_like(y) for y in got]
+        assert_same(gradients(got, seeds, parameters), gradients(expected, seeds, parameters))
+
+
 def _negated(value: Tensor) -> Tensor:
     return torch.complex(torch.zeros_like(value), -value).conj().imag
 
@@ -120,6 +149,27 @@ SPECIAL: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "a row for all": (lambda t: t[:1, :1].expand(t.shape), True),
     "of a tensor subclass": (lambda t: t.as_subclass(torch.nn.Buffer), False),
 }
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_forward_of_an_input_that_lies_elsewhere(
+    special: str, forward_answers: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    lstm = fastrnn.LSTM(I, H)
+    x = SPECIAL[special][0](torch.randn(T, B, I))
+    got, _ = lstm(x)
+    assert forward_answers, "it has not been asked"
+    monkeypatch.setattr(_ops, "_ordinary_forward", lambda *_: None)
+    expected, _ = lstm(x)
+    assert_same([got.detach()], [expected.detach()])
+    assert torch.equal(got, lstm(x.clone().contiguous())[0])
+
+
+@pytest.mark.parametrize("rows", [3, 200_000])
+def test_of_large_outputs_the_pages_are_large(rows: int, forward_answers: list[bool]) -> None:
+    fastrnn.LSTM(1, 2)(torch.randn(1, rows, 1))
+    assert forward_answers == [rows == 3]
 
 
 @pytest.mark.parametrize("special", SPECIAL)
