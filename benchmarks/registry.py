@@ -11,7 +11,7 @@ import numpy as np
 GATES = {"elman": 1, "lstm": 4, "gru": 3}
 CELLS = tuple(GATES)
 MODES = ("inference", "training", "streaming")
-SETS = ("quick", "everyday", "deepbench", "single", "all")
+SETS = ("quick", "everyday", "deepbench", "single", "few", "all")
 # Bytes of a weight. int8: float32 input and output, 8-bit weights, inference and streaming only.
 WEIGHT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -52,6 +52,20 @@ SINGLE: tuple[Shape, ...] = (
     (256, 1, 1, 256),
     (100, 1, 1, 512),
     (50, 1, 1, 1024),
+)
+
+# Few steps, which use each weight once or a few times: decoders, control, chunks of a stream.
+FEW: tuple[Shape, ...] = (
+    (1, 1, 32, 32),
+    (1, 32, 64, 64),
+    (1, 1, 256, 256),
+    (1, 32, 256, 256),
+    (1, 128, 512, 512),
+    (2, 1, 512, 512),
+    (2, 2, 1024, 1024),
+    (4, 64, 128, 128),
+    (10, 1, 32, 32),
+    (10, 32, 64, 64),
 )
 
 # Steps that come one at a time: what counts is the time of one of them, a T-th of the call's.
@@ -205,8 +219,9 @@ def cases(
             Case(c, mode, *chosen, dtype, ragged, source="given") for c in cells for mode in modes
         ]
     elif chosen != "deepbench":
-        source = chosen if chosen in ("quick", "single") else "everyday"
-        shapes = {"quick": QUICK, "single": SINGLE, "everyday": EVERYDAY}[source]
+        own = {"quick": QUICK, "single": SINGLE, "few": FEW}
+        source = chosen if chosen in own else "everyday"
+        shapes = own.get(chosen, EVERYDAY)
         listed += [
             Case(cell, mode, *shape, dtype, ragged and mode != "streaming", source=source)
             for cell in cells

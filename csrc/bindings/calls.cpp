@@ -70,8 +70,8 @@ Shape reserve_shape(const SizedProblem& sized) {
 bool read_reserve(const SizedProblem& sized, py::handle from, const void*& to) {
   if (sized.sizes.saved == 0) return from.is_none();
   const bool wide = sized.problem.dtype == fr::Dtype::kFloat64;
-  to = read_contiguous(from, wide ? fr::Dtype::kFloat64 : fr::Dtype::kFloat32,
-                       reserve_shape(sized));
+  to =
+      read_contiguous(from, wide ? fr::Dtype::kFloat64 : fr::Dtype::kFloat32, reserve_shape(sized));
   return to != nullptr && !negated(from);
 }
 

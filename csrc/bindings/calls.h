@@ -24,8 +24,8 @@ pybind11::object repeat(const SizedProblem& sized, const Layout& layout, pybind1
                         Pointer workspace, Pointer h_n);
 
 // forward() that keeps what backward() needs, for a batch without lengths in float32 or float64, if
-// nothing is special about any tensor: (y, h_n, c_n, reserve), as fastrnn._ops.forward returns them.
-// Else None. Of a step h_n is as above.
+// nothing is special about any tensor: (y, h_n, c_n, reserve), as fastrnn._ops.forward returns
+// them. Else None. Of a step h_n is as above.
 pybind11::object ordinary_forward(const SizedProblem& sized, const Layout& layout,
                                   pybind11::handle x, pybind11::handle h0, pybind11::handle c0,
                                   const pybind11::sequence& weights, Pointer packed,

@@ -34,7 +34,8 @@ struct BackwardWeights {
     hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
   }
 
-  // W_hh first and W_ih last: without a step before the last one, or without dx, they are not needed.
+  // W_hh first and W_ih last: without a step before the last one, or without dx, they are not
+  // needed.
   int64_t panel_count(const BackwardBuffers& b, int64_t T, bool projection) const {
     return recurrent_panels(b, T) + (projection ? hr.count() : 0) + (b.dx ? ih.count() : 0);
   }

@@ -64,9 +64,9 @@ class ForwardChain {
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
   // `parts`: how many threads share the panels of each product, if share() gives a team.
-  // `uses_once`: the weights may come unpacked, see multiply().
+  // `uses_rarely`: the weights may come unpacked, see multiply().
   void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               int parts, bool uses_once, const ForwardWeights<C, N>& weights, Arena& arena) {
+               int parts, bool uses_rarely, const ForwardWeights<C, N>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
@@ -88,7 +88,7 @@ class ForwardChain {
       return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
     };
     few_size_ = larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, 1));
-    if (!uses_once || reads_unpacked(rows_)) few_size_ = 0;
+    if (!uses_rarely || reads_unpacked(block_rows)) few_size_ = 0;
     few_ = arena.take<typename F::Sum>(few_size_ * parts);
   }
 
@@ -375,12 +375,17 @@ int panel_parts(const Problem& p, int gates) {
   return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
 }
 
+constexpr int64_t kFewSteps = 4;
+
 // Whether a call uses each panel once, so that packed ones need not be kept: groups of rows on
-// several threads would each pack all of them.
+// several threads would each pack all of them. Or so few rows use it in so few steps that all of
+// them read the weights as they lie in less time than it takes to find out whether those that were
+// packed before have changed.
 template <class N>
-bool uses_once(const Problem& p, int gates) {
+bool uses_rarely(const Problem& p, int gates) {
+  const bool few = kReadsUnpacked<N> && p.T <= kFewSteps && p.T * p.B <= kMaxUnpackedRows;
   const bool alone = team_size(p) == 1 || panel_parts<N>(p, gates) > 1;
-  return p.T == 1 && !N::kQuantized && alone;
+  return (p.T == 1 || few) && !N::kQuantized && alone;
 }
 
 // Groups of rows in one direction.
@@ -402,7 +407,7 @@ struct ForwardPass {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
         chains.add().lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                             panel_parts<N>(p, C::kRh), uses_once<N>(p, C::kRh), weights[d],
+                             panel_parts<N>(p, C::kRh), uses_rarely<N>(p, C::kRh), weights[d],
                              workspace);
     }
   }
@@ -414,7 +419,7 @@ void sequence_forward_sizes(const Problem& p, Sizes& sizes) {
   ForwardPass<C, N> pass(p, packed, workspace);
   sizes.packed = packed.bytes();
   sizes.workspace = workspace.bytes();
-  sizes.packs_as_used = uses_once<N>(p, C::kRh);
+  sizes.packs_as_used = uses_rarely<N>(p, C::kRh);
   sizes.saved = p.checkpoint_every ? C::kState - 1 : saved_values<C>(p);
 }
 

@@ -98,7 +98,12 @@ template <class S>
 class SlotRows {
  public:
   SlotRows(const S* w, int64_t units, int64_t ld, const int* order)
-      : w_(w), units_(units), ld_(ld), order_(order), at_(w + order[0] * units * ld), left_(units) {}
+      : w_(w),
+        units_(units),
+        ld_(ld),
+        order_(order),
+        at_(w + order[0] * units * ld),
+        left_(units) {}
 
   const S* row() const { return at_; }
   // The rows must not be used after the last one.

@@ -58,7 +58,7 @@ class Recurrence(Function):
         gradients = (dy, dh_n, dc_n)
         y, reserve, *inputs = ctx.saved_tensors
         wanted = _wanted(ctx, inputs)
-        if all(gradient is None for gradient in gradients):
+        if dy is None and dh_n is None and dc_n is None:
             return (*_no_inputs, *(None for _ in wanted))
         arguments = (ctx.layer, ctx.ragged, wanted, gradients, (y, reserve), *inputs)
         results: tuple[Tensor | None, ...]

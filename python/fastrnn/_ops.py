@@ -34,7 +34,7 @@ Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 """y, h_n (``None`` for a single step), c_n (``None`` if the cell has one state), reserve."""
 
 LARGE_WEIGHTS = 1 << 20
-"""Bytes from which one step keeps no packed weights: fingerprint and copy would read them twice."""
+"""Bytes from which few steps keep no packed weights: fingerprint and copy would read them twice."""
 
 _NO_TABLE = (0, 0, 0)
 
