@@ -54,6 +54,7 @@ struct BackwardPass {
   void bind(const BackwardBuffers& b) {
     for (int d = 0; d < p.directions; ++d) {
       rows[d].bind(b);
+      weights[d].from = b.weights[d];
       WeightGradients to = b.gradients[d];
       if (N::kReduced)
         each_gradient(to, sums[d], [](void*& t, void* sum, int64_t) { t = t ? sum : nullptr; });
@@ -68,7 +69,7 @@ struct BackwardPass {
     team.run(panels * p.directions, [&](int64_t i, int) {
       const int64_t d = i / panels, panel = i % panels;
       if (panel < backward)
-        weights[d].pack_panel(panel, b, p.T, p.P, b.weights[d]);
+        weights[d].pack_panel(panel, b, p.T, p.P);
       else
         forward[d].pack_panel(panel - backward, b.weights[d]);
     });
@@ -141,8 +142,8 @@ bool sequence_backward(const Problem& p, const BackwardBuffers& b) {
     return true;
   }
   Team team(team_size(p), b.interrupt);
-  pass.pack(b, team);
   pass.bind(b);
+  pass.pack(b, team);
   pass.shared_chain = panel_parts<N>(p, C::kRh) > 1 && team.size() > 1;
   if (pass.shared_chain) pass.chains[0].share(&team);
   for (int64_t j = 0; j <= pass.rows[0].block_count() && !team.asked_to_stop(); ++j)

@@ -3,6 +3,7 @@
 
 #include "replay.h"
 #include "threads.h"
+#include "unpacked.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -23,25 +24,28 @@ struct BackwardWeights {
   static constexpr SlotOrder<C::kRh> kRec{C::kDrh};
   Panels<F> ih, hr;
   Panels<typename N::Recurrent> hh;
+  bool packed;  // W_ih and W_hh; else few rows read them as they lie
+  Weights from;
 
   void lay_out(const Problem& p, Arena& arena) {
     const int64_t O = p.P ? p.P : p.H;
+    packed = !kReadsUnpacked<N> || !few_rows(p);
     ih = {nullptr, C::kWx * p.H, p.I, 1};
     hh = {nullptr, C::kRh * p.H, O, 1};
     hr = {nullptr, p.P, p.H, 1};
-    ih.data = arena.take<typename F::Sum>(ih.size());
-    hh.data = arena.take<typename F::Sum>(hh.size());
+    ih.data = arena.take<typename F::Sum>(packed ? ih.size() : 0);
+    hh.data = arena.take<typename F::Sum>(packed ? hh.size() : 0);
     hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
   }
 
   // W_hh first and W_ih last: without a step before the last one, or without dx, they are not
   // needed.
   int64_t panel_count(const BackwardBuffers& b, int64_t T, bool projection) const {
-    return recurrent_panels(b, T) + (projection ? hr.count() : 0) + (b.dx ? ih.count() : 0);
+    return recurrent_panels(b, T) + (projection ? hr.count() : 0) +
+           (packed && b.dx ? ih.count() : 0);
   }
 
-  void pack_panel(int64_t i, const BackwardBuffers& b, int64_t T, bool projection,
-                  const Weights& from) const {
+  void pack_panel(int64_t i, const BackwardBuffers& b, int64_t T, bool projection) const {
     static constexpr int kOnly[1] = {0};
     const int64_t recurrent = recurrent_panels(b, T);
     if (i < recurrent)
@@ -53,9 +57,37 @@ struct BackwardWeights {
     pack_columns_panel<N>(ih, i, static_cast<const S*>(from.w_ih), kIn.gate, C::kWx);
   }
 
+  // product() of rows of `d`, from its first slot that takes part on, with W_hh, or with W_ih.
+  template <class Left, class Done>
+  void multiply_recurrent(int64_t begin, int64_t end, bool descending, const Left* d, int64_t ld,
+                          int64_t rows, typename F::Sum* sums, const Done& done) const {
+    if constexpr (kReadsUnpacked<N>)
+      if (!packed)
+        return unpacked_columns_product(hh, begin, end, static_cast<const S*>(from.w_hh), kRec.gate,
+                                        C::kRh, d, ld, rows, sums, done);
+    product(hh, begin, end, descending, d, ld, rows, Sums<typename N::Recurrent>{sums, false},
+            done);
+  }
+  template <class Left, class Done>
+  void multiply_inputs(const Left* d, int64_t ld, int64_t rows, typename F::Sum* sums,
+                       const Done& done) const {
+    if constexpr (kReadsUnpacked<N>)
+      if (!packed)
+        return unpacked_columns_product(ih, 0, ih.count(), static_cast<const S*>(from.w_ih),
+                                        kIn.gate, C::kWx, d, ld, rows, sums, done);
+    product(ih, 0, ih.count(), false, d, ld, rows, Sums<F>{sums, false}, done);
+  }
+
  private:
+  // Whether packing would take longer than it saves. More rows than a tile has read a panel again,
+  // in pieces of rows that lie apart, so it must stay in L2 then.
+  static bool few_rows(const Problem& p) {
+    constexpr int64_t kMostRows = kRegisters == 32 ? 32 : kMaxUnpackedRows;
+    const bool stays = C::kRh * p.H * kMaxColumns * kVectorBytes <= kPanelBytes;
+    return p.T <= kFewSteps && p.T * p.B <= (stays ? kMostRows : kRowsAtOnce);
+  }
   int64_t recurrent_panels(const BackwardBuffers& b, int64_t T) const {
-    return T > 1 || b.dh0 ? hh.count() : 0;
+    return packed && (T > 1 || b.dh0) ? hh.count() : 0;
   }
 };
 
@@ -240,7 +272,7 @@ class BackwardChain {
   template <class Receive>
   void recur(const typename F::Left* d, bool descending, int64_t rows, int64_t begin, int64_t end,
              typename F::Sum* sums, const Receive& take) {
-    product(w_->hh, begin, end, descending, d, q_->ld_d, rows, Sums<R>{sums, false}, take);
+    w_->multiply_recurrent(begin, end, descending, d, q_->ld_d, rows, sums, take);
   }
 
   // A row's last step: its output's gradient starts from dh_n.

@@ -1,6 +1,6 @@
-// Few rows times a matrix that is used once: the weights are read as they lie, a square of them is
-// transposed in registers, and its words go to the sums. Same chains, hence same bits, as
-// product().
+// Few rows times a matrix that is used once or a few times: the weights are read as they lie. In
+// the forward pass a square of them is transposed in registers, and its words go to the sums. Same
+// chains, hence same bits, as product().
 #pragma once
 
 #include "pack.h"
@@ -78,6 +78,80 @@ void unpacked_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t 
       multiply(w + row * to.k, to.k, lanes, w + next * to.k, a, lda, out + c * W, columns * W);
     }
     done(p, int64_t(0), rows, out);
+  }
+}
+
+// The same in the backward pass, with w itself, whose rows are words of panels as they lie. So many
+// rows of a in a tile, with four columns:
+constexpr int kRowsAtOnce = kRegisters == 32 ? 6 : 2;
+
+// R rows of a times C vectors of columns of w, the last with `valid` of them.
+template <class T, int R, int C>
+void multiply_columns_of(SlotRows<T> w, int64_t k, int64_t ahead, int valid, const T* a,
+                         int64_t lda, T* out) {
+  using V = Vec<T>;
+  constexpr int W = V::kWidth;
+  V sum[R][C];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c] = V(0);
+  for (;; w.advance()) {
+    V word[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      __builtin_prefetch(w.row() + ahead + c * W, 0, 2);
+      word[c] = c + 1 < C ? V::load(w.row() + c * W) : V::load(w.row() + c * W, valid);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[r][c] = fma(V(a[r * lda]), word[c], sum[r][c]);
+    ++a;
+    if (--k == 0) break;
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[r][c].store(out + (r * C + c) * W);
+}
+
+template <class T>
+using MultiplyColumnsOf = void (*)(SlotRows<T> w, int64_t k, int64_t ahead, int valid, const T* a,
+                                   int64_t lda, T* out);
+template <class T>
+struct ColumnsTable {
+  MultiplyColumnsOf<T> entry[kMaxColumns][kRowsAtOnce] = {};
+  constexpr ColumnsTable() { fill<1, 1>(); }
+  template <int C, int R>
+  constexpr void fill() {
+    entry[C - 1][R - 1] = multiply_columns_of<T, R, C>;
+    if constexpr (R < kRowsAtOnce)
+      fill<C, R + 1>();
+    else if constexpr (C < kMaxColumns)
+      fill<C + 1, 1>();
+  }
+};
+template <class T>
+inline constexpr ColumnsTable<T> kColumnsTable{};
+
+// product() of the panels [begin, end) that pack_columns_panel() would make of w.
+template <class T, class Done>
+void unpacked_columns_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t end,
+                              const T* w, const int* order, int slots, const T* a, int64_t lda,
+                              int64_t rows, T* out, const Done& done) {
+  constexpr int W = Vec<T>::kWidth;
+  const int64_t tiles = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t p = begin; p < end; ++p) {
+    const int columns = to.columns(p);
+    const int64_t first = to.unit(p, 0), last = first + (columns - 1) * W;
+    const SlotRows<T> words(w + first, to.k / slots, to.units, order);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t r = rows * t / tiles, n = rows * (t + 1) / tiles - r;
+      kColumnsTable<T>.entry[columns - 1][n - 1](
+          words, to.k, 12 * to.units, int(smaller(W, to.units - last)), a + r * lda, lda, out);
+      done(p, r, int(n), out);
+    }
   }
 }
 

@@ -221,18 +221,18 @@ class GradientTickets {
     S* to[GradientScratch<N>::kRows];
     locate(k, first, rows, to);
     const auto* d = q_->gradients(k).d + first * q_->ld_d + w_->kIn.first * q_->p->H;
-    product(w, 0, w.count(), false, d, q_->ld_d, rows, Sums<F>{scratch.sums, false},
-            [&](int64_t p, int64_t r, int count, const T* tile) {
-              for (int i = 0; i < count; ++i)
-                for (int c = 0; c < w.columns(p); ++c, tile += W) {
-                  const int64_t u = (p * kMaxColumns + c) * W;
-                  const int n = int(smaller(W, q_->p->I - u));
-                  // Both directions' shares are rounded: which one comes first must not matter.
-                  const Vec<T> sum = rounded_to<S>(Vec<T>::load(tile));
-                  S* at = to[r + i] + u;
-                  store_value(at, add ? load_value(at, n) + sum : sum, n);
-                }
-            });
+    const auto done = [&](int64_t p, int64_t r, int count, const T* tile) {
+      for (int i = 0; i < count; ++i)
+        for (int c = 0; c < w.columns(p); ++c, tile += W) {
+          const int64_t u = (p * kMaxColumns + c) * W;
+          const int n = int(smaller(W, q_->p->I - u));
+          // Both directions' shares are rounded: which one comes first must not matter.
+          const Vec<T> sum = rounded_to<S>(Vec<T>::load(tile));
+          S* at = to[r + i] + u;
+          store_value(at, add ? load_value(at, n) + sum : sum, n);
+        }
+    };
+    w_->multiply_inputs(d, q_->ld_d, rows, scratch.sums, done);
   }
 
  private:
