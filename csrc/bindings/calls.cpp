@@ -133,6 +133,7 @@ py::object ordinary_forward(const SizedProblem& sized, const Layout& layout, py:
   const fr::Problem& p = sized.problem;
   // What is kept of fewer bits are values in float32, which no tensor here is like.
   if (p.dtype != fr::Dtype::kFloat32 && p.dtype != fr::Dtype::kFloat64) return py::none();
+  if (sized.isa != fr::isa()) return py::none();
   const auto inputs = read_inputs(p, x, h0, c0, weights, layout.x_batch_first, layout.step);
   if (!inputs) return py::none();
   auto b = buffers_with<fr::ForwardBuffers>(*inputs);

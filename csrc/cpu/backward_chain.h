@@ -15,7 +15,8 @@ inline int64_t backward_block_steps(const Problem& p) {
   return smaller(larger(kChunkRows * p.samples / larger(p.B, 1), 1), p.T);
 }
 
-// The weights of one direction as the backward pass reads them: transposed.
+// The weights of one direction as the backward pass reads them: packed, or W_ih and W_hh as they
+// lie (see few_uses), which are words of its panels.
 template <class C, class N>
 struct BackwardWeights {
   using F = typename N::Factors;
@@ -24,17 +25,15 @@ struct BackwardWeights {
   static constexpr SlotOrder<C::kRh> kRec{C::kDrh};
   Panels<F> ih, hr;
   Panels<typename N::Recurrent> hh;
-  bool packed;  // W_ih and W_hh; else few rows read them as they lie
   Weights from;
 
   void lay_out(const Problem& p, Arena& arena) {
     const int64_t O = p.P ? p.P : p.H;
-    packed = !kReadsUnpacked<N> || !few_rows(p);
     ih = {nullptr, C::kWx * p.H, p.I, 1};
     hh = {nullptr, C::kRh * p.H, O, 1};
     hr = {nullptr, p.P, p.H, 1};
-    ih.data = arena.take<typename F::Sum>(packed ? ih.size() : 0);
-    hh.data = arena.take<typename F::Sum>(packed ? hh.size() : 0);
+    if (!few_uses(p, ih)) ih.data = arena.take<typename F::Sum>(ih.size());
+    if (!few_uses(p, hh)) hh.data = arena.take<typename F::Sum>(hh.size());
     hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
   }
 
@@ -42,7 +41,7 @@ struct BackwardWeights {
   // needed.
   int64_t panel_count(const BackwardBuffers& b, int64_t T, bool projection) const {
     return recurrent_panels(b, T) + (projection ? hr.count() : 0) +
-           (packed && b.dx ? ih.count() : 0);
+           (ih.data && b.dx ? ih.count() : 0);
   }
 
   void pack_panel(int64_t i, const BackwardBuffers& b, int64_t T, bool projection) const {
@@ -62,7 +61,7 @@ struct BackwardWeights {
   void multiply_recurrent(int64_t begin, int64_t end, bool descending, const Left* d, int64_t ld,
                           int64_t rows, typename F::Sum* sums, const Done& done) const {
     if constexpr (kReadsUnpacked<N>)
-      if (!packed)
+      if (!hh.data)
         return unpacked_columns_product(hh, begin, end, static_cast<const S*>(from.w_hh), kRec.gate,
                                         C::kRh, d, ld, rows, sums, done);
     product(hh, begin, end, descending, d, ld, rows, Sums<typename N::Recurrent>{sums, false},
@@ -72,7 +71,7 @@ struct BackwardWeights {
   void multiply_inputs(const Left* d, int64_t ld, int64_t rows, typename F::Sum* sums,
                        const Done& done) const {
     if constexpr (kReadsUnpacked<N>)
-      if (!packed)
+      if (!ih.data)
         return unpacked_columns_product(ih, 0, ih.count(), static_cast<const S*>(from.w_ih),
                                         kIn.gate, C::kWx, d, ld, rows, sums, done);
     product(ih, 0, ih.count(), false, d, ld, rows, Sums<F>{sums, false}, done);
@@ -80,14 +79,18 @@ struct BackwardWeights {
 
  private:
   // Whether packing would take longer than it saves. More rows than a tile has read a panel again,
-  // in pieces of rows that lie apart, so it must stay in L2 then.
-  static bool few_rows(const Problem& p) {
-    constexpr int64_t kMostRows = kRegisters == 32 ? 32 : kMaxUnpackedRows;
-    const bool stays = C::kRh * p.H * kMaxColumns * kVectorBytes <= kPanelBytes;
-    return p.T <= kFewSteps && p.T * p.B <= (stays ? kMostRows : kRowsAtOnce);
+  // in pieces that lie a row apart, so it must stay in L2 then: of rows of whole pages pieces are
+  // in few of its sets.
+  template <class Factors>
+  static bool few_uses(const Problem& p, const Panels<Factors>& w) {
+    if (!kReadsUnpacked<N> || p.T > kFewSteps) return false;
+    constexpr int64_t kMostRows = kRegisters == 32 ? 32 : kMaxUnpackedRows, kPage = 4096;
+    const bool stays = w.k * kMaxColumns * kVectorBytes <= kPanelBytes &&
+                       w.units * int64_t(sizeof(S)) % kPage != 0;
+    return p.T * p.B <= (stays ? kMostRows : kRowsAtOnce);
   }
   int64_t recurrent_panels(const BackwardBuffers& b, int64_t T) const {
-    return packed && (T > 1 || b.dh0) ? hh.count() : 0;
+    return hh.data && (T > 1 || b.dh0) ? hh.count() : 0;
   }
 };
 

@@ -92,6 +92,10 @@ void pack_rows_panel(const Panels<F>& to, int64_t p, const typename N::Weight* w
   }
 }
 
+// Parts of rows of w are too short for processors to recognise a stream: those so many rows further
+// on are asked for.
+constexpr int kRowsAhead = 12;
+
 // The rows of w in the order of a panel's k, which runs over slots: slot s holds the rows of gate
 // order[s] of w, `units` of them, `ld` apart.
 template <class S>
@@ -122,13 +126,12 @@ class SlotRows {
   int64_t left_;
 };
 
-// One panel of the product with w itself, [G*units,n] with one "gate" of n columns. Its rows are
-// parts of rows of w, too short for processors to recognise a stream: they are asked for ahead.
+// One panel of the product with w itself, [G*units,n] with one "gate" of n columns.
 template <class N, class F>
 void pack_columns_panel(const Panels<F>& to, int64_t p, const typename N::Storage* w,
                         const int* order, int slots) {
   using S = typename N::Storage;
-  constexpr int W = N::kWidth, kGroup = F::kGroup, kRowsAhead = 12;
+  constexpr int W = N::kWidth, kGroup = F::kGroup;
   const int columns = to.columns(p);
   const int64_t first = p * to.blocks_per_panel() * W;
   typename N::Sum* out[kMaxColumns];

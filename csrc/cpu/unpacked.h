@@ -148,8 +148,9 @@ void unpacked_columns_product(const Panels<PlainFactors<T>>& to, int64_t begin, 
     const SlotRows<T> words(w + first, to.k / slots, to.units, order);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t r = rows * t / tiles, n = rows * (t + 1) / tiles - r;
-      kColumnsTable<T>.entry[columns - 1][n - 1](
-          words, to.k, 12 * to.units, int(smaller(W, to.units - last)), a + r * lda, lda, out);
+      kColumnsTable<T>.entry[columns - 1][n - 1](words, to.k, kRowsAhead * to.units,
+                                                 int(smaller(W, to.units - last)), a + r * lda, lda,
+                                                 out);
       done(p, r, int(n), out);
     }
   }

@@ -79,7 +79,7 @@ def _batched(tensor: Tensor | None) -> bool:
 
 
 CHEAP = 1_000_000
-"""Multiply-adds of a gradient that take less time than to ask whether it is wanted."""
+"""Multiply-adds of gradients that take less time than to ask whether they are wanted."""
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> Sequence[bool]:

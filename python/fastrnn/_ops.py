@@ -123,7 +123,7 @@ def repeated(
     if last is None or last.layer is not layer:
         return None
     plan = last.plan
-    if not plan.is_short or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
+    if not plan.small_outputs or plan.threads != torch.get_num_threads() or _cuda_device.takes(x):
         return None
     if torch._C._len_torch_dispatch_stack():  # under a mode new tensors may have no memory
         return None
@@ -231,7 +231,8 @@ def forward(
         c0: initial cell state with H in place of O, if the cell has one.
         weights: five for each direction.
         training: fill the reserve that ``backward`` needs.
-        cache: keeps packed weights from one call to the next; ``None``: pack them now.
+        cache: keeps packed weights from one call to the next; ``None``, or in training: pack them
+            now.
         out: where h_n and c_n go, contiguous; by default they are allocated.
 
     Returns:
@@ -240,13 +241,15 @@ def forward(
     Raises:
         RuntimeError, ValueError, TypeError, NotImplementedError: as torch.nn does.
     """
-    if cache and not training and ragged is None:
+    if training:
+        cache = None  # what it keeps are calls that can be repeated
+    if cache and ragged is None:
         outputs = repeated(layer, x, h0, c0, weights, cache, out)
         if outputs is not None:
             return *outputs, None
     fake, T, B, y_shape = _checks.sizes(layer, x, ragged)
     on_cpu = not (fake or B == 0 or _cuda_device.takes(x)) and x.dtype in _checks.DTYPES
-    if on_cpu and training and ragged is None:
+    if on_cpu and training and ragged is None and out is None:
         found = _ordinary_forward(layer, (T, B), x, h0, c0, weights)
         if found is not None:
             return found
@@ -324,7 +327,7 @@ def _ordinary_forward(
         plan = plan_now(layer, x.dtype, T, B, False, True, layer.checkpoint_steps(T))
     except ValueError:
         return None
-    if not plan.is_short or torch._C._len_torch_dispatch_stack():
+    if not plan.small_outputs or torch._C._len_torch_dispatch_stack():
         return None
     h_n_at = plan.workspace
     packed_at = h_n_at + plan.final_h

@@ -40,10 +40,10 @@ def aligned(size: int) -> int:
 
 
 class Plan:
-    """A problem, the sizes of its buffers in bytes, and whether its forward calls may be short."""
+    """A problem, the sizes of its buffers in bytes, and whether C++ may make its outputs."""
 
     __slots__ = (
-        "backward_workspace final_h is_short layout packed packing problem saved threads "
+        "backward_workspace final_h layout packed packing problem saved small_outputs threads "
         "workspace".split()
     )
 
@@ -54,7 +54,7 @@ class Plan:
         packing: tuple[str, torch.dtype],
         threads: int,
         final_h: int,
-        is_short: bool,
+        small_outputs: bool,
     ) -> None:
         self.problem = problem
         self.layout = layout
@@ -65,8 +65,8 @@ class Plan:
         self.saved = problem.saved
         self.threads = threads
         self.final_h = aligned(final_h)
-        self.is_short = is_short
-        """Whether the compiled module makes the outputs: none is large enough for large pages."""
+        self.small_outputs = small_outputs
+        """Whether no output of a batch without lengths is large enough for large pages."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -102,9 +102,9 @@ def plan_of(
     )
     row, rows = layer.output_size * dtype.itemsize, T * B * layer.directions
     kept = problem.saved * layer.hidden_size * _checks.value_dtype(dtype).itemsize
-    is_short = not ragged and rows * max(row, kept if training else 0) < LARGE
+    small_outputs = not ragged and rows * max(row, kept if training else 0) < LARGE
     layout = _core.Layout(layer.x_batch_first, layer.y_batch_first, layer.step)
-    return Plan(problem, layout, (isa, dtype), threads, B * row, is_short)
+    return Plan(problem, layout, (isa, dtype), threads, B * row, small_outputs)
 
 
 def plan_now(

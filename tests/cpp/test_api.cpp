@@ -110,8 +110,8 @@ void check_buffers() {
     bad_forward(field, problem, change);
     bad_backward(field, problem, change);
   };
-  Problem projected = p, both = p, no_bias = p, no_training = p, one_step = p;
-  one_step.T = 1;
+  Problem projected = p, both = p, no_bias = p, no_training = p, one_step = p, more_steps = p;
+  one_step.T = 1, more_steps.T = 5;
   projected.P = 2, both.directions = 2, no_bias.bias = false, no_training.training = false;
   bad_both("w_ih", p, [](auto& b) { b.weights[0].w_ih = nullptr; });
   bad_both("w_hh", p, [](auto& b) { b.weights[0].w_hh = nullptr; });
@@ -126,7 +126,7 @@ void check_buffers() {
   bad_backward("x and y", p, [](BackwardBuffers& b) { b.y = nullptr; });
   bad_both("reserve", p, [](auto& b) { b.reserve = nullptr; });
   bad_both("workspace", p, [](auto& b) { b.workspace = nullptr; });
-  bad_forward("packed", p, [](ForwardBuffers& b) { b.packed = nullptr; });
+  bad_forward("packed", more_steps, [](ForwardBuffers& b) { b.packed = nullptr; });
   bad_forward("packed", one_step, [](ForwardBuffers& b) { b.packed = nullptr, b.repack = false; });
   bad_forward("h_n", p, [](ForwardBuffers& b) { b.h_n = nullptr; });
   bad_forward("c_n", p, [](ForwardBuffers& b) { b.c_n = nullptr; });

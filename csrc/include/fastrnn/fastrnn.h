@@ -125,7 +125,7 @@ struct ForwardBuffers {
   // overwritten when training.
   void* reserve = nullptr;
   // Sizes::packed bytes; overwritten when `repack`, else read. May be null when `repack` and
-  // Sizes::packs_as_used: nothing is kept, the fastest way to use weights once or twice.
+  // Sizes::packs_as_used: nothing is kept, the fastest way to use weights a few times.
   void* packed = nullptr;
   // false: `packed` holds these very weights from an earlier call, of a problem with the same cell,
   // dtype, I, H, P, directions, bias and Sizes::packed: bfloat16's layout can depend on B.
@@ -193,8 +193,8 @@ struct Sizes {
   size_t workspace = 0;           // bytes
   size_t backward_workspace = 0;  // bytes
   int64_t saved = 0;              // values kept in the reserve for each row and unit
-  // forward() can do without packed weights, or pack them as it uses them: of one step or of a few
-  // with few rows, not in 8 bits, and where no thread would read what another one does.
+  // forward() can read weights as they lie, or pack them as it uses them: of one step, or of up to
+  // four with few rows, not in 8 bits, and where no thread would read what another one does.
   bool packs_as_used = false;
 };
 
