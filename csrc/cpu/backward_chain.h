@@ -78,8 +78,8 @@ struct BackwardWeights {
   }
 
  private:
-  // Whether packing would take longer than it saves. More rows than a tile has read a panel again,
-  // in pieces that lie a row apart, so it must stay in L2 then: of rows of whole pages pieces are
+  // Whether packing would take longer than it saves. More rows than two tiles have read a panel too
+  // often, in pieces that lie a row apart, unless it stays in L2: of rows of whole pages pieces are
   // in few of its sets.
   template <class Factors>
   static bool few_uses(const Problem& p, const Panels<Factors>& w) {
@@ -87,7 +87,7 @@ struct BackwardWeights {
     constexpr int64_t kMostRows = kRegisters == 32 ? 32 : kMaxUnpackedRows, kPage = 4096;
     const bool stays = w.k * kMaxColumns * kVectorBytes <= kPanelBytes &&
                        w.units * int64_t(sizeof(S)) % kPage != 0;
-    return p.T * p.B <= (stays ? kMostRows : kRowsAtOnce);
+    return p.T * p.B <= (stays ? kMostRows : 2 * kRowsAtOnce);
   }
   int64_t recurrent_panels(const BackwardBuffers& b, int64_t T) const {
     return hh.data && (T > 1 || b.dh0) ? hh.count() : 0;
