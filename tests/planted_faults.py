@@ -52,6 +52,8 @@ FAULTS = [
     ("bias-unpacked", "cpu/unpacked.h", "V::load(bias + row, lanes)", "V::load(bias + to.unit(p, c), lanes)"),
     ("rows-unpacked", "cpu/unpacked.h", "fma(V(a[r * lda + k + j])", "fma(V(a[k + j])"),
     ("last-lanes-unpacked", "cpu/unpacked.h", "if (lanes == W)", "if (true)"),
+    ("rows-as-they-lie", "cpu/unpacked.h", "a + r * lda, lda,", "a, lda,"),
+    ("slot-order", "cpu/pack.h", "*++order_ * units_", "*order_ * units_"),
     ("packed-rows", "cpu/product.h", "a += (kPackedA ? kPackedRows : 1)", "a += (kPackedA ? R : 1)"),
     ("packed-tile", "cpu/weight_gradients.h", "m < count; m += W)", "m < W; m += W)"),
     ("packed-place", "cpu/weight_gradients.h", "kPackedRows : begin(i))", "kPackedRows : 0)"),
