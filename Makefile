@@ -65,16 +65,16 @@ bench: $(INSTALLED)  ## time fastrnn beside torch, quick mode
 	python benchmarks/run.py --quick
 
 .PHONY: isa-test cpp-test asan asan-python tsan neon example versions
-# The best one is what `make test` runs on. Where that is amx, all but bfloat16 and int8 was avx512_bf16's
-# code, so that only the tests that know these are repeated.
+# The best one is what `make test` runs on. Where it is amx or avx512_bf16, all but bfloat16 and int8
+# was avx512's code, so that of those that it stands on only the tests that know these are repeated.
 isa-test: $(INSTALLED)  ## the core of the Python tests, each further instruction set of this machine forced
 	best=$$(python -c "import fastrnn; print(fastrnn.isa())"); \
 	isas=$$(python -c "import fastrnn; print(*fastrnn.available_isas())"); \
 	for isa in $$isas; do \
 	  if [ $$isa = $$best ]; then continue; fi; \
-	  tests=; if [ $$best-$$isa = amx-avx512_bf16 ]; then \
-	    tests=$$(echo tests/test_{isa,reduced,quantize,checkpoint,cells}*.py); \
-	  fi; \
+	  tests=; case $$best-$$isa in amx-avx512* | avx512_bf16-avx512) \
+	    tests=$$(echo tests/test_{isa,reduced,quantize,checkpoint,cells}*.py);; \
+	  esac; \
 	  echo "FASTRNN_ISA=$$isa"; \
 	  FASTRNN_ISA=$$isa python -m pytest -q -m core $(PARALLEL) $$tests $(TEST_ARGS); \
 	done
@@ -91,12 +91,11 @@ space := $(empty) $(empty)
 # -O1: with the sanitizers' checks in it, -O3 takes long to compile and runs no faster.
 SANITIZED := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 ASAN := address,undefined
-# What takes longest is to compile kernels: left out are those that cannot run here. What avx512 has of
-# its own beside avx512_bf16, products of 16 and 8 bits without its instructions, is avx2's code too;
-# threads are the same for all.
+# What takes longest is to compile kernels: left out are those that cannot run here. Threads are the
+# same for all.
 has = $(shell grep -m 1 -o -w $(1) /proc/cpuinfo 2>/dev/null)
-ASAN_SKIP := $(strip $(if $(call has,avx512_bf16),avx512,$(if $(call has,avx512f),,avx512;)avx512_bf16)$(if \
-  $(call has,amx_tile),,;amx))
+ASAN_SKIP := $(subst $(space),;,$(strip $(if $(call has,avx512f),,avx512) \
+  $(if $(call has,avx512_bf16),,avx512_bf16) $(if $(call has,amx_tile),,amx)))
 TSAN_SKIP := avx512;avx512_bf16;amx
 MODULE = -DFASTRNN_BUILD_PYTHON=ON -DFASTRNN_CUDA=OFF -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
   -DPython_EXECUTABLE=$(VENV)/bin/python
@@ -117,7 +116,6 @@ asan-python: $(INSTALLED) asan  ## the core of the Python tests under AddressSan
 	rm -rf build/asan/python && mkdir -p build/asan/python
 	cp -r python/fastrnn build/asan/python/ && cp build/asan/_c*.so build/asan/python/fastrnn/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  FASTRNN_TEST_SKIPPED_ISAS='$(ASAN_SKIP)' \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 PYTHONPATH=$(CURDIR)/build/asan/python \
 	  python -m pytest -q -m core $(PARALLEL) $(TEST_ARGS)
 

@@ -89,8 +89,12 @@ def prepare(isa: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     lists = copy / "CMakeLists.txt"
-    # An instruction set for every machine is expected to be there, and amx stands on another one.
-    isas = {"baseline": "baseline", "amx": "baseline avx512_bf16 amx"}.get(isa, f"baseline {isa}")
+    # An instruction set for every machine is expected to be there, and some extend others.
+    isas = {
+        "baseline": "baseline",
+        "avx512_bf16": "baseline avx512 avx512_bf16",
+        "amx": "baseline avx512 avx512_bf16 amx",
+    }.get(isa, f"baseline {isa}")
     text = re.sub(
         r"set\(FASTRNN_ISAS baseline avx2.*\)", f"set(FASTRNN_ISAS {isas})", lists.read_text()
     )

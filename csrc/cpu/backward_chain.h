@@ -20,6 +20,8 @@ inline int64_t backward_block_steps(const Problem& p) {
 template <class C, class N>
 struct BackwardWeights {
   using F = typename N::Factors;
+  using Left = typename F::Left;
+  using Sum = typename F::Sum;
   using S = typename N::Storage;
   static constexpr SlotOrder<C::kWx> kIn{C::kDwx};
   static constexpr SlotOrder<C::kRh> kRec{C::kDrh};
@@ -32,9 +34,9 @@ struct BackwardWeights {
     ih = {nullptr, C::kWx * p.H, p.I, 1};
     hh = {nullptr, C::kRh * p.H, O, 1};
     hr = {nullptr, p.P, p.H, 1};
-    if (!few_uses(p, ih)) ih.data = arena.take<typename F::Sum>(ih.size());
-    if (!few_uses(p, hh)) hh.data = arena.take<typename F::Sum>(hh.size());
-    hr.data = arena.take<typename F::Sum>(p.P ? hr.size() : 0);
+    if (!few_uses(p, ih)) ih.data = arena.take<Sum>(ih.size());
+    if (!few_uses(p, hh)) hh.data = arena.take<Sum>(hh.size());
+    hr.data = arena.take<Sum>(p.P ? hr.size() : 0);
   }
 
   // W_hh first and W_ih last: without a step before the last one, or without dx, they are not
@@ -57,9 +59,8 @@ struct BackwardWeights {
   }
 
   // product() of rows of `d`, from its first slot that takes part on, with W_hh, or with W_ih.
-  template <class Left, class Done>
   void multiply_recurrent(int64_t begin, int64_t end, bool descending, const Left* d, int64_t ld,
-                          int64_t rows, typename F::Sum* sums, const Done& done) const {
+                          int64_t rows, Sum* sums, const Receiver<Sum>& done) const {
     if constexpr (kReadsUnpacked<N>)
       if (!hh.data)
         return unpacked_columns_product(hh, begin, end, static_cast<const S*>(from.w_hh), kRec.gate,
@@ -67,9 +68,8 @@ struct BackwardWeights {
     product(hh, begin, end, descending, d, ld, rows, Sums<typename N::Recurrent>{sums, false},
             done);
   }
-  template <class Left, class Done>
-  void multiply_inputs(const Left* d, int64_t ld, int64_t rows, typename F::Sum* sums,
-                       const Done& done) const {
+  void multiply_inputs(const Left* d, int64_t ld, int64_t rows, Sum* sums,
+                       const Receiver<Sum>& done) const {
     if constexpr (kReadsUnpacked<N>)
       if (!ih.data)
         return unpacked_columns_product(ih, 0, ih.count(), static_cast<const S*>(from.w_ih),
@@ -195,9 +195,9 @@ class BackwardChain {
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
-  void lay_out(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
-               const ForwardWeights<C, N>& forward, int64_t begin, int64_t end, int parts,
-               Arena& arena) {
+  [[gnu::noinline]] void lay_out(BackwardRows<C, N>& rows, const BackwardWeights<C, N>& weights,
+                                 const ForwardWeights<C, N>& forward, int64_t begin, int64_t end,
+                                 int parts, Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     sums_size_ = round_up(larger(Sums<R>::size(w_->hh, end - begin, false),

@@ -64,9 +64,11 @@ class ForwardChain {
   static_assert(C::kWx == C::kRh, "input and recurrent product share their panels' geometry");
 
   // `parts`: how many threads share the panels of each product, if share() gives a team.
-  // `uses_rarely`: the weights may come unpacked, see multiply().
-  void lay_out(const Problem& p, int direction, int64_t begin, int64_t end, int64_t block_steps,
-               int parts, bool uses_rarely, const ForwardWeights<C, N>& weights, Arena& arena) {
+  // `uses_rarely`: the weights may come unpacked, see multiply(). Not inlined, as other functions
+  // with several callers that cost little are not: all is compiled for every cell and format.
+  [[gnu::noinline]] void lay_out(const Problem& p, int direction, int64_t begin, int64_t end,
+                                 int64_t block_steps, int parts, bool uses_rarely,
+                                 const ForwardWeights<C, N>& weights, Arena& arena) {
     p_ = &p, w_ = &weights, direction_ = direction, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
     O_ = p.P ? p.P : p.H;
@@ -228,10 +230,10 @@ class ForwardChain {
   // product() with packed weights. Or else few rows read the weights as they lie; for more of them
   // a few panels at a time are packed just before, which are in L2 then unless k is in the
   // thousands, and all else that is read are the weights, once.
-  template <class M, class Done>
+  template <class M>
   void multiply(const PackedMatrix<N, M>& m, const Share& share, bool descending,
                 const typename M::Left* a, int64_t lda, int64_t rows, Sums<M> sums,
-                const Done& done) const {
+                const Receiver<typename M::Sum>& done) const {
     if (m.panels.data)
       return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
     if constexpr (kReadsUnpacked<N>)

@@ -50,13 +50,14 @@ void map(Function f, Dtype dtype, const void* x, void* y, int64_t n) {
 }
 
 const Kernels& kernels() {
-#ifdef FASTRNN_HAS_TILES
-  // Only products of 16 and of 8 bits are made in tiles.
+#ifdef FASTRNN_EXTENDS
+  // Only products of 16 and of 8 bits differ from those of the instruction set that it extends.
 #define FASTRNN_ENTRY(type, id, name)                                              \
   to.cells[int(id)][int(Dtype::kBfloat16)] = cell_kernels<type, Bfloat16Format>(); \
-  to.cells[int(id)][int(Dtype::kInt8)] = cell_kernels<type, Int8Format>();
+  to.cells[int(id)][int(Dtype::kInt8)] = cell_kernels<type, Int8Format>();         \
+  to.few_rows[int(id)] = {};
   static const Kernels all = [] {
-    Kernels to = avx512_bf16::kernels();
+    Kernels to = FASTRNN_EXTENDS::kernels();
     FASTRNN_CELLS(FASTRNN_ENTRY)
     to.fma_peak = measure_fma_peak;
     return to;
@@ -71,11 +72,7 @@ const Kernels& kernels() {
 #define FASTRNN_INFO(type, id, name)                                           \
   {name,           type::kWx, type::kState,     type::kSaved, type::kProjects, \
    type::kHasRelu, type::kD,  type::kStateSlot, type::kDwx,   type::kDrh},
-#ifdef FASTRNN_HAS_NARROW
 #define FASTRNN_FEW_ROWS(type, id, name) cell_kernels<type, NarrowBfloat16, NarrowBfloat16Stream>(),
-#else
-#define FASTRNN_FEW_ROWS(type, id, name) {},
-#endif
   static const Kernels all = {{FASTRNN_CELLS(FASTRNN_ENTRY)},
                               {FASTRNN_CELLS(FASTRNN_FEW_ROWS)},
                               {FASTRNN_CELLS(FASTRNN_INFO)},

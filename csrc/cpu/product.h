@@ -338,9 +338,27 @@ bool fetches_own(const Panels<F>& w, int64_t rows) {
   return w.beyond(kBeyondL2) && (rows >= 4 || w.words() * w.columns() * kVectorBytes > kPanelBytes);
 }
 
-template <class F, class Done>
+// A reference to the function that gets finished sums, called as done(p, r, n, sums) for rows
+// [r, r + n) of panel p. Products are compiled once with it, not once for each of their callers.
+template <class Sum>
+class Receiver {
+ public:
+  template <class Done>
+  Receiver(const Done& done)
+      : done_(&done), call_([](const void* to, int64_t p, int64_t r, int n, Sum* sums) {
+          (*static_cast<const Done*>(to))(p, r, n, sums);
+        }) {}
+  void operator()(int64_t p, int64_t r, int n, Sum* sums) const { call_(done_, p, r, n, sums); }
+
+ private:
+  const void* done_;
+  void (*call_)(const void* to, int64_t p, int64_t r, int n, Sum* sums);
+};
+
+template <class F>
 void multiply_pair(const Panels<F>& w, int64_t p, const typename F::Left* a, int64_t lda, int rows,
-                   typename F::Sum* out, int64_t out_stride, bool own, Done& done) {
+                   typename F::Sum* out, int64_t out_stride, bool own,
+                   const Receiver<typename F::Sum>& done) {
   const auto& entry = own ? kPairs<F, true>.entry : kPairs<F, false>.entry;
   entry[w.columns(p) - 1][rows - 1](w.words(), a, lda, w.panel(p), w.stride(), w.strip(p), out,
                                     out_stride);
@@ -410,13 +428,13 @@ void multiply_tiled(const Panels<F>& w, int64_t p, int64_t k0, int64_t k,
 }
 #endif
 
-// Multiplies `rows` rows of a with the panels [begin, end). done(p, r, n, tile) is called once for
-// rows [r, r + n) of panel p when their sums are complete. `descending` takes the panels in reverse
-// order: alternating it from call to call keeps the end of a matrix that just exceeds a cache level
-// in that cache.
-template <class F, class Done>
-void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
-             const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums, Done&& done) {
+// Multiplies `rows` rows of a with the panels [begin, end). `done` gets every row of a panel
+// once, when its sums are complete. `descending` takes the panels in reverse order: alternating it
+// from call to call keeps the end of a matrix that just exceeds a cache level in that cache.
+template <class F>
+[[gnu::noinline]] void product(const Panels<F>& w, int64_t begin, int64_t end, bool descending,
+                               const typename F::Left* a, int64_t lda, int64_t rows, Sums<F> sums,
+                               const Receiver<typename F::Sum>& done) {
   using Sum = typename F::Sum;
   constexpr int W = Vec<Sum>::kWidth;
   if (rows <= 0) return;

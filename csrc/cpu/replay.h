@@ -80,8 +80,8 @@ class Replay {
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
-  void lay_out(const LayerRows<C, N>& rows, const ForwardWeights<C, N>& weights, int64_t begin,
-               int64_t end, Arena& arena) {
+  [[gnu::noinline]] void lay_out(const LayerRows<C, N>& rows, const ForwardWeights<C, N>& weights,
+                                 int64_t begin, int64_t end, Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, rows_ = end - begin;
     const Problem& p = *q_->p;
     every_ = smaller(p.checkpoint_every, p.T);

@@ -58,10 +58,11 @@ inline constexpr MultiplyLanes<T> kMultiplyLanes[kMaxUnpackedRows] = {
     multiply_lanes<T, 4>, multiply_lanes<T, 5>, multiply_lanes<T, 6>};
 
 // product() of up to kMaxUnpackedRows rows with the panels [begin, end) that `to` would have.
-template <class T, class Done>
-void unpacked_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t end, const T* w,
-                      const T* bias, const T* a, int64_t lda, int rows, Sums<PlainFactors<T>> sums,
-                      const Done& done) {
+template <class T>
+[[gnu::noinline]] void unpacked_product(const Panels<PlainFactors<T>>& to, int64_t begin,
+                                        int64_t end, const T* w, const T* bias, const T* a,
+                                        int64_t lda, int rows, Sums<PlainFactors<T>> sums,
+                                        const Receiver<T>& done) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   if (rows <= 0) return;
@@ -136,10 +137,11 @@ template <class T>
 inline constexpr ColumnsTable<T> kColumnsTable{};
 
 // product() of the panels [begin, end) that pack_columns_panel() would make of w.
-template <class T, class Done>
-void unpacked_columns_product(const Panels<PlainFactors<T>>& to, int64_t begin, int64_t end,
-                              const T* w, const int* order, int slots, const T* a, int64_t lda,
-                              int64_t rows, T* out, const Done& done) {
+template <class T>
+[[gnu::noinline]] void unpacked_columns_product(const Panels<PlainFactors<T>>& to, int64_t begin,
+                                                int64_t end, const T* w, const int* order,
+                                                int slots, const T* a, int64_t lda, int64_t rows,
+                                                T* out, const Receiver<T>& done) {
   constexpr int W = Vec<T>::kWidth;
   const int64_t tiles = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t p = begin; p < end; ++p) {

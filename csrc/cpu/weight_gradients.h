@@ -53,7 +53,8 @@ class OuterProduct {
     fill_row(s_.zeros, T(0), kWidth);
   }
 
-  void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row, bool fresh) const {
+  [[gnu::noinline]] void add_to(T* c, int64_t n, const T* b, int64_t max_rows, int64_t first_row,
+                                bool fresh) const {
     const int64_t stride = kWidth * max_rows / F::kGroup;
     // Rows of x and of h take turns.
     const bool far = 2 * stride * (n / kWidth) * int64_t(sizeof(T)) > kFarBytes;
@@ -115,7 +116,7 @@ class OuterProduct {
 
   // [tile][word of rows][unit], in whole vectors, whose excess the next word or tile overwrites, or
   // [word of rows][unit] of all tiles; of a product in tiles [unit][word], in whole tiles.
-  void pack(Factor<typename F::Left> a) {
+  [[gnu::noinline]] void pack(Factor<typename F::Left> a) {
     const auto words = [&](int64_t k, int64_t unit) {
       const int64_t row = k * F::kGroup;
       return F::gather_words(a.data + row * a.ld + unit, a.ld, int(rows_ - row));

@@ -4,3 +4,5 @@
 #include "vec_avx512_bf16.h"
 
 #define FASTRNN_HAS_TILES 1
+#undef FASTRNN_EXTENDS
+#define FASTRNN_EXTENDS avx512_bf16

@@ -4,3 +4,4 @@
 #include "vec_avx512.h"
 
 #define FASTRNN_HAS_DOT 1
+#define FASTRNN_EXTENDS avx512
