@@ -96,7 +96,7 @@ ASAN := address,undefined
 has = $(shell grep -m 1 -o -w $(1) /proc/cpuinfo 2>/dev/null)
 ASAN_SKIP := $(subst $(space),;,$(strip $(if $(call has,avx512f),,avx512) \
   $(if $(call has,avx512_bf16),,avx512_bf16) $(if $(call has,amx_tile),,amx)))
-TSAN_SKIP := avx512;avx512_bf16;amx
+TSAN_SKIP := avx2;avx512;avx512_bf16;amx
 MODULE = -DFASTRNN_BUILD_PYTHON=ON -DFASTRNN_CUDA=OFF -Dpybind11_DIR=$$(pybind11-config --cmakedir) \
   -DPython_EXECUTABLE=$(VENV)/bin/python
 # Sanitizers and qemu are slow: their runs thin out the longest loops.

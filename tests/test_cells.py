@@ -86,7 +86,7 @@ def test_construction(kind: str, bias: bool) -> None:
 @pytest.mark.cpu_engine
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [1, 5, 8])
 def test_weights_that_a_step_packs_as_it_goes(
     kind: str, dtype: torch.dtype, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +98,7 @@ def test_weights_that_a_step_packs_as_it_goes(
         results = []
         for least in (0, 1 << 60):
             monkeypatch.setattr("fastrnn._ops.LARGE_WEIGHTS", least)
+            monkeypatch.setattr("fastrnn._ops.LARGE_FOR_ROWS", least)
             result = cell(x)
             results.append(result[0] if kind == "lstm" else result)
         return results

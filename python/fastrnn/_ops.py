@@ -36,6 +36,12 @@ Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 LARGE_WEIGHTS = 1 << 20
 """Bytes from which few steps keep no packed weights: fingerprint and copy would read them twice."""
 
+LARGE_FOR_ROWS = 3 << 20
+"""The same of more than ``FEW_ROWS`` rows: packing takes longer than reading it twice from L2."""
+
+FEW_ROWS = 6
+"""Rows that read weights as they lie (``kMaxUnpackedRows`` in csrc/cpu/unpacked.h)."""
+
 _NO_TABLE = (0, 0, 0)
 
 
@@ -278,7 +284,8 @@ def forward(
     if h_n is None:
         h_n_at, size = size, size + plan.final_h
     repack, packed = True, None
-    if plan.problem.packs_as_used and (cache is None or plan.packed >= LARGE_WEIGHTS):
+    large = LARGE_WEIGHTS if T * B <= FEW_ROWS else LARGE_FOR_ROWS
+    if plan.problem.packs_as_used and (cache is None or plan.packed >= large):
         taken = scratch_memory.take(size)
         packed_address = 0
     elif cache is None:
