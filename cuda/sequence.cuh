@@ -99,7 +99,7 @@ struct ForwardCell {
 
     FASTRNN_ISA::Arr<Value, C::kState> next;
     FASTRNN_ISA::Arr<Value, C::kSaved> kept;
-    C::forward(in, options, next, kept);
+    FASTRNN_ISA::cell_forward<C>(in, options, next, kept);
 
     const auto out = narrow<Storage>(next[0]);
     const bool ends = b >= time.alive(time.after(d, t));

@@ -74,7 +74,7 @@ struct StreamTask {
     if constexpr (C::kState > 1) in.prev[1] = c[unit];
     FASTRNN_ISA::Arr<Value, C::kState> next;
     FASTRNN_ISA::Arr<Value, C::kSaved> kept;
-    C::forward(in, options, next, kept);
+    FASTRNN_ISA::cell_forward<C>(in, options, next, kept);
     if constexpr (C::kState > 1) c[unit] = next[1];
     if (full)
       full[static_cast<int64_t>(b) * H + u] = narrow<Storage>(next[0]);

@@ -23,13 +23,16 @@ COPIED = ("csrc", "cmake", "tests/cpp", "CMakeLists.txt", "pyproject.toml", "REA
 # Name, file, the line's part to replace, what takes its place.
 FAULTS = [
     ("lstm-dc", "cells/lstm.h", "fnma(u, u, V(1)), ds[1])", "V(1), ds[1])"),
-    ("lstm-gate-order", "cells/lstm.h", "saved[1] = f, saved[2] = g", "saved[1] = g, saved[2] = f"),
+    ("lstm-gate-order", "cells/lstm.h", "save(1, f), save(2, g)", "save(1, g), save(2, f)"),
     ("gru-recurrent-n", "cells/gru.h", "d[3] = dn * r;", "d[3] = dn;"),
     ("gru-held-output", "cells/gru.h", "ds[0] = dy * z;", "ds[0] = dy;"),
     ("elman-square", "cells/elman.h", "fnma(y * y, dy, dy)", "fnma(y, dy, dy)"),
     ("final-state", "cpu/forward.h", "for (int64_t r = still; r < n; ++r)", "for (int64_t r = still + 1; r < n; ++r)"),
     ("batch-first-single-row", "cpu/forward.h", "rows_ == 1 ? x_.strides.step : x_.strides.row;", "x_.strides.row;"),
-    ("reserve-row", "cpu/forward.h", "(time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;", "(time_.first(t) + r) * saved_ * p_->H : nullptr;"),
+    ("reserve-row", "cpu/forward.h", "(time_.first(t) + begin_) * saved_ * p_->H : nullptr;", "time_.first(t) * saved_ * p_->H : nullptr;"),
+    ("panels-of-a-row", "cpu/forward.h", "begin + (s & 1 ? groups - 1 - i : i) * kTogether;", "begin + i * kTogether + (s & 1 && groups > 1 && i == 0);"),
+    ("carried-of-a-row", "cpu/cell_step.h", "output(place(j), carried[j]);", "output(place(j), carried[0]);"),
+    ("panel-of-inputs", "cpu/cell_step.h", "const int64_t i = begin + j;", "const int64_t i = j;"),
     ("dh0-of-short-rows", "cpu/backward_chain.h", "dh0_ ? active(after) : carried;", "carried;"),
     ("dh_n-of-a-group", "cpu/backward_chain.h", "convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);", "convert_row(sums_, dh_n_ + r * q_->O + u, n);"),
     ("dh0-held-output", "cpu/backward_chain.h", "if (C::kHoldsOutput) g = g + V::load(", "if (false) g = g + V::load("),

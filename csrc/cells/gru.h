@@ -10,6 +10,7 @@ struct Gru {
   static constexpr int kWx = 3, kRh = 3;
   static constexpr int kState = 1;
   static constexpr int kSaved = 4;  // r, z, n, rh of n
+  static constexpr int kHeld = 2;   // z, the pre-activation of n
   static constexpr int kStateSlot[kState] = {-1};
   static constexpr bool kProjects = false, kHasRelu = false;
   static constexpr bool kHoldsOutput = true;
@@ -24,15 +25,22 @@ struct Gru {
     Arr<V, kState> prev;
   };
 
-  template <class V>
-  FASTRNN_HD static void forward(const In<V>& in, const Options&, Arr<V, kState>& next,
-                                 Arr<V, kSaved>& saved) {
+  template <class V, class Save>
+  FASTRNN_HD static void gates(const In<V>& in, const Options&, Arr<V, kState>&,
+                               Arr<V, kHeld>& held, const Save& save) {
     Arr<V, 2> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1]};
     activate<2>(gates);
     const V r = gates[0], z = gates[1];
-    const V n = tanh(fma(r, in.rh[2], in.wx[2]));
-    next[0] = fma(z, in.prev[0] - n, n);
-    saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = in.rh[2];
+    held[0] = z, held[1] = fma(r, in.rh[2], in.wx[2]);
+    save(0, r), save(1, z), save(3, in.rh[2]);
+  }
+
+  template <class V, class Save>
+  FASTRNN_HD static void output(const Arr<V, kState>& prev, const Arr<V, kHeld>& held,
+                                Arr<V, kState>& next, const Save& save) {
+    const V z = held[0], n = tanh(held[1]);
+    next[0] = fma(z, prev[0] - n, n);
+    save(2, n);
   }
 
   template <class V>

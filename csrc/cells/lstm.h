@@ -10,6 +10,7 @@ struct Lstm {
   static constexpr int kWx = 4, kRh = 4;
   static constexpr int kState = 2;  // h, c
   static constexpr int kSaved = 5;  // i, f, g, o, c'
+  static constexpr int kHeld = 1;   // o
   static constexpr int kStateSlot[kState] = {-1, 4};
   static constexpr bool kProjects = true, kHasRelu = false;
   static constexpr bool kHoldsOutput = false;
@@ -24,17 +25,23 @@ struct Lstm {
     Arr<V, kState> prev;
   };
 
-  template <class V>
-  FASTRNN_HD static void forward(const In<V>& in, const Options&, Arr<V, kState>& next,
-                                 Arr<V, kSaved>& saved) {
+  template <class V, class Save>
+  FASTRNN_HD static void gates(const In<V>& in, const Options&, Arr<V, kState>& next,
+                               Arr<V, kHeld>& held, const Save& save) {
     Arr<V, 4> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1], in.wx[3] + in.rh[3],
                        in.wx[2] + in.rh[2]};
     activate<3>(gates);
     const V i = gates[0], f = gates[1], o = gates[2], g = gates[3];
     const V c = fma(f, in.prev[1], i * g);
-    next[0] = o * tanh(c);
     next[1] = c;
-    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
+    held[0] = o;
+    save(0, i), save(1, f), save(2, g), save(3, o), save(4, c);
+  }
+
+  template <class V, class Save>
+  FASTRNN_HD static void output(const Arr<V, kState>&, const Arr<V, kHeld>& held,
+                                Arr<V, kState>& next, const Save&) {
+    next[0] = held[0] * tanh(next[1]);
   }
 
   template <class V>

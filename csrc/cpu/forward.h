@@ -1,6 +1,7 @@
 // The forward pass of one layer: input products for a block of steps, then the recurrent steps.
 #pragma once
 
+#include "cell_step.h"
 #include "operand.h"
 #include "product.h"
 #include "threads.h"
@@ -81,7 +82,8 @@ class ForwardChain {
     const int64_t block_rows = block_steps_ * rows_;
     gathered_.lay_out(block_rows, p.I, arena);
     wx_ = arena.take<typename F::Sum>(Sums<F>::size(weights.ih.panels, block_rows, true));
-    sums_size_ = round_up(larger(Sums<R>::size(weights.hh.panels, rows_, false),
+    sums_size_ = round_up(larger(larger(Sums<R>::size(weights.hh.panels, rows_, false),
+                                        Sums<R>::size(weights.hh.panels, 1, true)),
                                  p.P ? Sums<F>::size(weights.hr.panels, rows_, false) : 0),
                           64);
     sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
@@ -269,54 +271,41 @@ class ForwardChain {
   // addresses of all that it reads through memory, which takes as long as a small product.
   void advance(int64_t s, int64_t n, int64_t wx_row, int64_t begin, int64_t end, int part) {
     const Operand<N>& operand = operand_[s & 1];
-    const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
-      const T* rh = w_->hh.values(p, count, tile, operand.scales() + r);
-      finish(time_.time(s), r, count, p, wx_row, rh, operand, operand_[(s + 1) & 1]);
+    const CellStep<C, N> maths = cell_step(s, wx_row);
+    typename F::Sum* sums = sums_ + part * sums_size_;
+    const auto multiply_panels = [&](int64_t from, int64_t to, bool keep, const auto& done) {
+      multiply(w_->hh, {from_.w_hh, from_.b_hh, from, to, part}, s & 1, operand.factors(0),
+               operand.ld(), n, Sums<R>{sums, keep}, done);
     };
-    multiply(w_->hh, {from_.w_hh, from_.b_hh, begin, end, part}, s & 1, operand.factors(0),
-             operand.ld(), n, Sums<R>{sums_ + part * sums_size_, false}, done);
-  }
-
-  // The cell's maths for the rows [r, r + count) and the blocks of units of one panel.
-  void finish(int64_t t, int64_t r, int count, int64_t p, int64_t wx_row, const T* rh,
-              const Operand<N>& operand, Operand<N>& next) {
-    constexpr int G = C::kWx;
-    const Panels<R>& w = w_->hh.panels;
-    const int columns = w.columns(p);
-    const T* wx = input_sums() + p * block_rows_ * w.columns() * W + (wx_row + r) * columns * W;
-    S* y[kMaxTileRows];
-    if (!p_->P) y_.rows(t, begin_ + r, count, y);
-    T* kept = reserve_ ? reserve_ + (time_.first(t) + begin_ + r) * saved_ * p_->H : nullptr;
-    for (int c = 0; c < columns; c += G) {
-      const int64_t u = w.unit(p, c);
-      const int n = int(smaller(W, p_->H - u));
-      for (int i = 0; i < count; ++i) {
-        const int64_t tile = (i * columns + c) * W, state = (r + i) * ld_state_ + u;
-        typename C::template In<V> in;
-        for (int g = 0; g < G; ++g) {
-          in.wx[g] = V::load(wx + tile + g * W);
-          in.rh[g] = V::load(rh + tile + g * W);
-        }
-        if (C::kHoldsOutput) in.prev[0] = operand.load(r + i, u);
-        for (int s = 1; s < C::kState; ++s) in.prev[s] = V::load(state_[s] + state);
-        Arr<V, C::kState> out;
-        Arr<V, C::kSaved> saved;
-        C::forward(in, options_, out, saved);
-        for (int s = 1; s < C::kState; ++s) out[s].store(state_[s] + state);
-        if (p_->P) {
-          unprojected_.store(r + i, u, out[0]);
-        } else {
-          next.store(r + i, u, out[0]);
-          store_value(y[i] + u, out[0], n);
-        }
-        if (kept) save(kept + i * saved_ * p_->H + u, n, saved, out[0]);
-      }
+    if (!maths.kInParts || n != 1) {
+      const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
+        maths.finish_tile(p, r, count, w_->hh.values(p, count, tile, operand.scales() + r));
+      };
+      return multiply_panels(begin, end, false, done);
+    }
+    constexpr int64_t kTogether = maths.kPanelsTogether;
+    const int64_t groups = (end - begin + kTogether - 1) / kTogether;
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t from = begin + (s & 1 ? groups - 1 - i : i) * kTogether;
+      const int64_t to = smaller(from + kTogether, end);
+      multiply_panels(from, to, true, [&](int64_t p, int64_t, int, typename F::Sum* tile) {
+        w_->hh.values(p, 1, tile, operand.scales());
+      });
+      maths.finish_panels(from, to, reinterpret_cast<const T*>(sums));
     }
   }
 
-  void save(T* to, int n, const Arr<V, C::kSaved>& saved, V output) {
-    for (int i = 0; i < C::kSaved; ++i) saved[i].store(to + i * p_->H, n);
-    if (p_->P) output.store(to + C::kSaved * p_->H, n);
+  CellStep<C, N> cell_step(int64_t s, int64_t wx_row) {
+    const int64_t t = time_.time(s);
+    CellStep<C, N> m;
+    m.p = p_, m.options = options_, m.panels = &w_->hh.panels;
+    m.wx = reinterpret_cast<const T*>(wx_), m.block_rows = block_rows_, m.first_row = wx_row;
+    m.operand = &operand_[s & 1], m.next = &operand_[(s + 1) & 1], m.unprojected = &unprojected_;
+    m.state = state_, m.ld_state = ld_state_;
+    m.y = &y_, m.t = t, m.first_sequence = begin_;
+    m.kept = reserve_ ? reserve_ + (time_.first(t) + begin_) * saved_ * p_->H : nullptr;
+    m.saved = saved_;
+    return m;
   }
 
   // LSTM with projection: h = W_hr m, m the unprojected output.
@@ -336,8 +325,6 @@ class ForwardChain {
     multiply(w_->hr, {from_.w_hr, nullptr, 0, w.count(), 0}, false, unprojected_.factors(0),
              unprojected_.ld(), rows, Sums<F>{sums_, false}, done);
   }
-
-  const T* input_sums() const { return reinterpret_cast<const T*>(wx_); }
 
   const Problem* p_;
   const ForwardWeights<C, N>* w_;

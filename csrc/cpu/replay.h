@@ -178,7 +178,7 @@ class Replay {
         for (int s = 1; s < C::kState; ++s) in.prev[s] = states[s].load(u, valid);
         Arr<V, C::kState> out;
         Arr<V, C::kSaved> saved;
-        C::forward(in, options(), out, saved);
+        cell_forward<C>(in, options(), out, saved);
         for (int i = 0; i < C::kSaved; ++i) saved[i].store(to + i * q_->p->H + u, valid);
         if (q_->p->P) out[0].store(to + C::kSaved * q_->p->H + u, valid);
       }

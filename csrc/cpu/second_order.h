@@ -141,7 +141,7 @@ class SecondOrderChain {
     }
     Arr<D, C::kState> out;
     Arr<D, C::kSaved> saved;
-    C::forward(in, options_, out, saved);
+    cell_forward<C>(in, options_, out, saved);
     for (int i = 0; i < C::kSaved; ++i) record(row, i, u, n, saved[i]);
     if (C::kReadsOutput) record(row, C::kSaved, u, n, out[0]);
     write(b_->v_y, row, 1, 0, u, n, out[0].d);
