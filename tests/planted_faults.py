@@ -31,7 +31,7 @@ FAULTS = [
     ("batch-first-single-row", "cpu/forward.h", "rows_ == 1 ? x_.strides.step : x_.strides.row;", "x_.strides.row;"),
     ("reserve-row", "cpu/forward.h", "(time_.first(t) + begin_) * saved_ * p_->H : nullptr;", "time_.first(t) * saved_ * p_->H : nullptr;"),
     ("panels-of-a-row", "cpu/forward.h", "begin + (s & 1 ? groups - 1 - i : i) * kTogether;", "begin + i * kTogether + (s & 1 && groups > 1 && i == 0);"),
-    ("carried-of-a-row", "cpu/cell_step.h", "output(place(j), carried[j]);", "output(place(j), carried[0]);"),
+    ("between-of-a-row", "cpu/cell_step.h", "output(place(j), between[j]);", "output(place(j), between[0]);"),
     ("panel-of-inputs", "cpu/cell_step.h", "const int64_t i = begin + j;", "const int64_t i = j;"),
     ("dh0-of-short-rows", "cpu/backward_chain.h", "dh0_ ? active(after) : carried;", "carried;"),
     ("dh_n-of-a-group", "cpu/backward_chain.h", "convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);", "convert_row(sums_, dh_n_ + r * q_->O + u, n);"),

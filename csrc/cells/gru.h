@@ -28,9 +28,9 @@ struct Gru {
   template <class V, class Save>
   FASTRNN_HD static void gates(const In<V>& in, const Options&, Arr<V, kState>&,
                                Arr<V, kHeld>& held, const Save& save) {
-    Arr<V, 2> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1]};
-    activate<2>(gates);
-    const V r = gates[0], z = gates[1];
+    Arr<V, 2> a = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1]};
+    activate<2>(a);
+    const V r = a[0], z = a[1];
     held[0] = z, held[1] = fma(r, in.rh[2], in.wx[2]);
     save(0, r), save(1, z), save(3, in.rh[2]);
   }

@@ -28,10 +28,10 @@ struct Lstm {
   template <class V, class Save>
   FASTRNN_HD static void gates(const In<V>& in, const Options&, Arr<V, kState>& next,
                                Arr<V, kHeld>& held, const Save& save) {
-    Arr<V, 4> gates = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1], in.wx[3] + in.rh[3],
-                       in.wx[2] + in.rh[2]};
-    activate<3>(gates);
-    const V i = gates[0], f = gates[1], o = gates[2], g = gates[3];
+    Arr<V, 4> a = {in.wx[0] + in.rh[0], in.wx[1] + in.rh[1], in.wx[3] + in.rh[3],
+                   in.wx[2] + in.rh[2]};
+    activate<3>(a);
+    const V i = a[0], f = a[1], o = a[2], g = a[3];
     const V c = fma(f, in.prev[1], i * g);
     next[1] = c;
     held[0] = o;

@@ -13,17 +13,18 @@ struct CellStep {
   using T = typename N::Value;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
-  // Whether the second part of the maths waits for the first one. Then it is done for some vectors
-  // together, see contract.h: for the rows of a tile, of a single row for these many panels.
+  // Whether the two parts of the maths are done one after the other for some vectors together, see
+  // contract.h: for the rows of a tile, of a single row for these many panels.
   static constexpr bool kInParts = C::kHeld > 0;
   static constexpr int kPanelsTogether = 8;
-  static_assert(!kInParts || C::kWx > 1, "panels of one block of units");
+  static_assert(!kInParts || C::kWx > 1, "a cell with one gate does all in gates(), kHeld = 0");
 
   const Problem* p;
   Options options;
   const Panels<typename N::Recurrent>* panels;
-  const T*
-      wx;  // of a block of steps, [panels, block_rows, columns, W], the step's from `first_row`
+  // The input halves of a block of steps, [panels, block_rows, columns, W]; the step's rows begin
+  // at first_row.
+  const T* wx;
   int64_t block_rows, first_row;
   const Operand<N>* operand;
   Operand<N>*next, *unprojected;
@@ -37,7 +38,7 @@ struct CellStep {
   // Rows [r, r + count) of panel i, whose recurrent halves are rh.
   void finish_tile(int64_t i, int64_t r, int count, const T* rh) const {
     if (!kInParts && count == 1)
-      finish_rows(i, r, 1, rh);
+      finish_rows(i, r, 1, rh);  // a loop less: up to a tenth of a small step
     else
       finish_rows(i, r, count, rh);
   }
@@ -71,7 +72,8 @@ struct CellStep {
     }
   };
 
-  struct Carried {
+  // What the first part leaves for the second one.
+  struct Between {
     Arr<V, C::kState> next;
     Arr<V, C::kHeld> held;
   };
@@ -98,16 +100,16 @@ struct CellStep {
   // where the second one has nothing to do.
   template <int kMost, class At>
   FASTRNN_HD void finish(int count, const At& place) const {
-    Carried carried[kInParts ? kMost : 1];
+    Between between[kInParts ? kMost : 1];
     for (int j = 0; j < count; ++j) {
       const Place at = place(j);
-      gates(at, carried[kInParts ? j : 0]);
-      if (!kInParts) output(at, carried[0]);
+      gates(at, between[kInParts ? j : 0]);
+      if (!kInParts) output(at, between[0]);
     }
-    for (int j = 0; kInParts && j < count; ++j) output(place(j), carried[j]);
+    for (int j = 0; kInParts && j < count; ++j) output(place(j), between[j]);
   }
 
-  FASTRNN_HD void gates(const Place& at, Carried& to) const {
+  FASTRNN_HD void gates(const Place& at, Between& to) const {
     typename C::template In<V> in;
     for (int g = 0; g < C::kWx; ++g) {
       in.wx[g] = V::load(at.wx + g * W);
@@ -117,7 +119,7 @@ struct CellStep {
     C::gates(in, options, to.next, to.held, save(at));
   }
 
-  FASTRNN_HD void output(const Place& at, Carried& of) const {
+  FASTRNN_HD void output(const Place& at, Between& of) const {
     const Save keep = save(at);
     C::output(before(at), of.held, of.next, keep);
     for (int s = 1; s < C::kState; ++s) of.next[s].store(carried_state(s, at));
