@@ -97,7 +97,7 @@ struct CellStep {
   }
 
   // The first part of the maths for each of `count` vectors, and then the second one; both at once
-  // where the second one has nothing to do.
+  // where a cell holds nothing between them.
   template <int kMost, class At>
   FASTRNN_HD void finish(int count, const At& place) const {
     Between between[kInParts ? kMost : 1];
