@@ -26,7 +26,7 @@ struct BackwardPass {
   WeightGradients sums[2];  // of reduced numbers: where the gradients are added up
 
   BackwardPass(const Problem& problem, Arena& arena) : p(problem) {
-    const int groups = group_count(p);
+    const int parts = panel_parts<N>(p, C::kRh), groups = parts > 1 ? 1 : group_count(p);
     for (int d = 0; d < p.directions; ++d) {
       weights[d].lay_out(p, arena);
       if (replays<C>(p)) forward[d].lay_out(p, arena);
@@ -37,7 +37,7 @@ struct BackwardPass {
                       [&](void*& to, void*&, int64_t n) { to = arena.take<T>(n); });
       for (int g = 0; g < groups; ++g)
         chains.add().lay_out(rows[d], weights[d], forward[d], p.B * g / groups,
-                             p.B * (g + 1) / groups, panel_parts<N>(p, C::kRh), arena);
+                             p.B * (g + 1) / groups, parts, arena);
     }
     for (int i = 0; i < team_size(p); ++i) scratch[i].lay_out(weights[0].ih, arena);
   }

@@ -247,9 +247,11 @@ class BackwardChain {
     BlockGradients<C, N>& block = q_->gradients(q_->block_of(t));
     if (replays<C>(*q_->p)) replay_.recall(t, panels_);
     const int64_t first = q_->row_in_block(t, begin_);
-    if (keep_x_) keep_rows(n, block.x, first, q_->p->I, [&](int64_t b) { return q_->x.row(t, b); });
-    if (keep_h_)
-      keep_rows(n, block.h, first, q_->O, [&](int64_t b) { return q_->previous_output(t, b); });
+    each_row(n, [&](int64_t r) {
+      const int64_t b = begin_ + r, row = q_->panel_row(first + r);
+      if (keep_x_) keep_row(q_->x.row(t, b), block.x, row, q_->p->I);
+      if (keep_h_) keep_row(q_->previous_output(t, b), block.h, row, q_->O);
+    });
     // Rows whose first step, in the direction's own order, was `after` end here.
     const int64_t ended = dh0_ ? active(after) : carried;
     recur(after, ended, [&](int64_t p, int64_t r, int count, const T* dh) {
@@ -309,13 +311,18 @@ class BackwardChain {
   void unproject(int64_t t, int64_t rows, BlockGradients<C, N>& block) {
     const Panels<F>& w = w_->hr;
     const int64_t first = q_->row_in_block(t, begin_), H = q_->p->H;
-    product(w, 0, w.count(), false, block.projected + first * q_->ld_p, q_->ld_p, rows,
-            Sums<F>{sums_, false}, [&](int64_t p, int64_t r, int count, const T* dm) {
-              differentiate(t, r, count, p, w.columns(p), dm, false, block);
-            });
+    panels_.run(w.count(), [&](int64_t begin, int64_t end, int part) {
+      product(w, begin, end, false, block.projected + first * q_->ld_p, q_->ld_p, rows,
+              Sums<F>{sums_ + part * sums_size_, false},
+              [&](int64_t p, int64_t r, int count, const T* dm) {
+                differentiate(t, r, count, p, w.columns(p), dm, false, block);
+              });
+    });
     if (keep_m_)
-      keep_rows(rows, block.m, first, H,
-                [&](int64_t b) { return saved_row(t, b) + C::kSaved * H; });
+      each_row(rows, [&](int64_t r) {
+        const T* m = saved_row(t, begin_ + r) + C::kSaved * H;
+        keep_row(m, block.m, q_->panel_row(first + r), H);
+      });
   }
 
   // The cell's maths for some rows and the units of one panel; g: gradients of the cell's output,
@@ -395,13 +402,17 @@ class BackwardChain {
         convert_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);
   }
 
-  // Copies rows of n features into panels of columns, as the second factor of a sum over rows.
-  template <class Source>
-  void keep_rows(int64_t rows, T* panels, int64_t first, int64_t n, Source&& source) {
-    for (int64_t r = 0; r < rows; ++r)
-      keep_row(source(begin_ + r), panels, q_->panel_row(first + r), n);
+  // Calls f(r) for each of these rows; a single one is not worth a join.
+  template <class Function>
+  void each_row(int64_t rows, const Function& f) const {
+    if (rows == 1) return f(int64_t(0));
+    panels_.run(rows, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) f(r);
+    });
   }
 
+  // Copies a row of n features into panels of columns, as a part of the second factor of a sum over
+  // rows.
   template <class From>
   void keep_row(const From* from, T* panels, int64_t row, int64_t n) {
     constexpr int64_t width = kRowColumns * W;

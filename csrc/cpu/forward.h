@@ -91,7 +91,8 @@ class ForwardChain {
     const auto few = [](const auto& m, int sharing) {
       return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
     };
-    few_size_ = larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, 1));
+    few_size_ =
+        larger(larger(few(weights.ih, parts), few(weights.hh, parts)), few(weights.hr, parts));
     if (!uses_rarely || reads_unpacked(block_rows)) few_size_ = 0;
     few_ = arena.take<typename F::Sum>(few_size_ * parts);
   }
@@ -322,8 +323,10 @@ class ForwardChain {
           store_value(y_.row(t, begin_ + r + i) + u, v, int(smaller(W, O_ - u)));
         }
     };
-    multiply(w_->hr, {from_.w_hr, nullptr, 0, w.count(), 0}, false, unprojected_.factors(0),
-             unprojected_.ld(), rows, Sums<F>{sums_, false}, done);
+    panels_.run(w.count(), [&](int64_t begin, int64_t end, int part) {
+      multiply(w_->hr, {from_.w_hr, nullptr, begin, end, part}, false, unprojected_.factors(0),
+               unprojected_.ld(), rows, Sums<F>{sums_ + part * sums_size_, false}, done);
+    });
   }
 
   const Problem* p_;
@@ -355,13 +358,16 @@ inline int team_size(const Problem& p) {
   return int(smaller(p.threads, kMaxThreads));
 }
 
-// What threads share is directions and rows; of a single row they share the panels of every
-// product, which takes a join at each step, so the weights must be worth it.
+// What threads share is directions and rows. Where each would have few rows for weights that L2
+// does not hold, or where there is a single row, they share the panels of every product: each reads
+// its part of the weights for all rows. That takes a join at each step, so they must be worth it.
 template <class N>
 int panel_parts(const Problem& p, int gates) {
-  constexpr int64_t kBytes = sizeof(typename N::Recurrent::Right);
+  constexpr int64_t kBytes = sizeof(typename N::Recurrent::Right), kFewRows = 8;
   const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * kBytes;
-  return p.directions == 1 && p.B == 1 && bytes >= (1 << 20) ? team_size(p) : 1;
+  const bool few = p.B <= kFewRows * team_size(p) && bytes >= (2 << 20);
+  const bool single = p.B == 1 && bytes >= (1 << 20);
+  return p.directions == 1 && (few || single) ? team_size(p) : 1;
 }
 
 constexpr int64_t kFewSteps = 4;
@@ -377,7 +383,7 @@ bool uses_rarely(const Problem& p, int gates) {
   return (p.T == 1 || few) && !N::kQuantized && alone;
 }
 
-// Groups of rows in one direction.
+// Groups of rows in one direction, where its panels are not shared.
 inline int group_count(const Problem& p) {
   const int64_t wanted = (team_size(p) + p.directions - 1) / p.directions;
   return int(larger(1, smaller(wanted, p.B)));
@@ -389,15 +395,14 @@ struct ForwardPass {
   UpTo<ForwardChain<C, N>, 2 * kMaxGroups> chains;
 
   explicit ForwardPass(const Problem& p, Arena& packed, Arena& workspace) {
-    const int groups = group_count(p);
+    const int parts = panel_parts<N>(p, C::kRh), groups = parts > 1 ? 1 : group_count(p);
     const int64_t most_rows = larger((p.B + groups - 1) / groups, 1);
     const int64_t block_steps = smaller(larger(kForwardBlockRows / most_rows, 1), p.T);
     for (int d = 0; d < p.directions; ++d) {
       weights[d].lay_out(p, packed);
       for (int g = 0; g < groups; ++g)
-        chains.add().lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps,
-                             panel_parts<N>(p, C::kRh), uses_rarely<N>(p, C::kRh), weights[d],
-                             workspace);
+        chains.add().lay_out(p, d, p.B * g / groups, p.B * (g + 1) / groups, block_steps, parts,
+                             uses_rarely<N>(p, C::kRh), weights[d], workspace);
     }
   }
 };

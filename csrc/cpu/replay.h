@@ -141,8 +141,10 @@ class Replay {
     }
     multiply(w_->ih.panels, x_, rows, wx_, panels);
     multiply(w_->hh.panels, h_, rows, rh_, panels);
-    for (int64_t p = 0; p < w_->hh.panels.count(); ++p)
-      for (int64_t s = s0; s < s1; ++s) finish(q_->time.time(s), start_[s - s0], rows, p);
+    panels.run(w_->hh.panels.count(), [&](int64_t begin, int64_t end, int) {
+      for (int64_t p = begin; p < end; ++p)
+        for (int64_t s = s0; s < s1; ++s) finish(q_->time.time(s), start_[s - s0], rows, p);
+    });
   }
 
   template <class M>

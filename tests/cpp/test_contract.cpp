@@ -253,11 +253,11 @@ void check_long_sums(int64_t T_, int64_t B, bool reverse) {
     }
 }
 
-// More than 1 MiB of W_hh.
+// More than so many MiB of W_hh, P being H - `less`, where there is one.
 template <class T>
-int64_t shared_units(Cell cell) {
+int64_t shared_units(Cell cell, int64_t MiB, int64_t less = 0) {
   int64_t H = 1;
-  while (gate_count(cell) * H * H * int64_t(sizeof(T)) <= 1 << 20) ++H;
+  while (gate_count(cell) * H * (H - less) * int64_t(sizeof(T)) <= MiB << 20) ++H;
   return H;
 }
 
@@ -297,12 +297,20 @@ void check_cells(const std::string& isa) {
     p.T = 301, p.B = 2, p.reverse = false, enlarge(), s.layout = Layout::kTimeMajor;
     check_all<T>(s, 4);
     // A single sequence of which threads share the units.
-    p.T = 21, p.B = 1, p.H = shared_units<T>(cell), s.layout = Layout::kPaddedRowsAndSteps;
+    p.T = 21, p.B = 1, p.H = shared_units<T>(cell, 1), s.layout = Layout::kPaddedRowsAndSteps;
     check_all<T>(s, 5);
     p.T = 1, p.I = 1100000 / p.H;  // enough work for several threads
     check_all<T>(s, 7);
     p.dtype = kDtype<T>, p.threads = 3;
     EXPECT(fastrnn::sizes(p).packs_as_used, "threads share panels, " << describe(s));
+    // A few sequences of which they do, in one step and in several, of which some have ended.
+    p.B = 9, p.I = 11, p.H = shared_units<T>(cell, 2);
+    EXPECT(fastrnn::sizes(p).packs_as_used, "threads share panels, " << describe(s));
+    if (cell == Cell::kLstm) check_all<T>(s, 9);
+    p.T = 5, s.lengths = {5, 4, 4, 3, 3, 2, 1, 1, 1};
+    p.H = shared_units<T>(cell, 2, 2), p.P = cell == Cell::kLstm ? p.H - 2 : 0;
+    check_all<T>(s, 10);
+    p.P = 0;
     // Few steps of few rows, of which some have ended.
     p.T = 3, p.B = 2, p.I = 7, s.lengths = {3, 1}, enlarge();
     check_all<T>(s, 8);

@@ -39,12 +39,15 @@ void large_cases(Cell cell, const std::string& isa) {
   set(5, 300, 4, V, 1, 2), s.lengths = draw_lengths(random, p.B, p.T), p.ragged = true;
   draw_table(s, random), compare<T>(s, 5);
   set(300, 1, 6, 9 * V, 2, 2), compare<T>(s, 6);
-  // A single sequence of which threads share the units: more than 1 MiB of W_hh.
+  // Sequences of which threads share the units: one with more than 1 MiB of W_hh, some with 2.
   int64_t H = 1;
   while (gate_count(cell) * H * (H - 2) * int64_t(sizeof(T)) <= 1 << 20) ++H;
   set(9, 1, 7, H, H - 2, 1), compare<T>(s, 10);
   p.reverse = true, s.lengths = {9}, p.ragged = true, compare<T>(s, 11);
+  while (gate_count(cell) * H * (H - 2) * int64_t(sizeof(T)) <= 2 << 20) ++H;
+  set(3, 5, 7, H, 0, 1), compare<T>(s, 13);
   p.reverse = false;
+  set(4, 3, 7, H, H - 2, 1), s.lengths = {4, 3, 1}, p.ragged = true, compare<T>(s, 14);
   // Products longer than a part of a panel that stays in L2: input, backward, recurrent.
   const int64_t limit = (256 << 10) / (4 * V * int64_t(sizeof(T))), gates = gate_count(cell);
   set(2, 13, limit * 4 / gates + 5, V + 1, 0, 1), compare<T>(s, 7);

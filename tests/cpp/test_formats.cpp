@@ -163,6 +163,12 @@ void reduced(const std::string& isa) {
     compare<T>(wide, 6);
     wide.problem.B = 1, wide.problem.H = 401, wide.problem.T = 1, wide.problem.I = 2100;
     compare<T>(wide, 4);
+    // Some rows of which threads share the units.
+    if (cell == Cell::kLstm) {
+      wide.problem.T = 3, wide.problem.B = 5, wide.problem.I = 7, wide.problem.H = 521;
+      compare<T>(wide, 7);
+      wide.problem.T = 1;
+    }
     // More rows than two tiles, and panels in parts.
     wide.problem.B = 40, wide.problem.I = 360, wide.problem.H = V + 4;
     compare<T>(wide, 5);
@@ -184,6 +190,10 @@ void quantized(const std::string& isa) {
     Int8Run(p, {}, 1).check();
     p.B = 1, p.T = 3, p.I = 7, p.H = 601, p.directions = 1;
     Int8Run(p, {}, 2).check();
+    if (cell == Cell::kLstm) {
+      p.B = 5, p.H = 730;
+      Int8Run(p, {}, 4).check();
+    }
     p.B = 40, p.T = 1, p.I = 720, p.H = V + 4;  // as above
     Int8Run(p, {}, 3).check();
   }
@@ -195,6 +205,37 @@ void quantized(const std::string& isa) {
 }
 
 // The same bits from checkpoints as from a whole reserve.
+void compare_checkpoints(Setup s, uint64_t seed) {
+  Problem& p = s.problem;
+  p.training = true;
+  const Geometry g(p, s.lengths);
+  const Inputs in = make_inputs(p, g, s.given, seed);
+  const auto run = [&](int64_t every) {
+    p.checkpoint_every = every;
+    Engine<float> engine(s, g, in);
+    engine.forward();
+    engine.backward();
+    engine.expect_clean();
+    return engine.results();
+  };
+  const Results<float> whole = run(0);
+  for (int64_t every : {1, 3, 100}) {
+    const Results<float> found = run(every);
+    const auto check = [&](const char* name, const std::vector<float>& a,
+                           const std::vector<float>& b) {
+      EXPECT(a.size() == b.size() &&
+                 (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float))),
+             name << " differs, " << describe(s));
+    };
+    check("y", found.y, whole.y), check("h_n", found.h_n, whole.h_n);
+    check("c_n", found.c_n, whole.c_n), check("dx", found.dx, whole.dx);
+    check("dh0", found.dh0, whole.dh0), check("dc0", found.dc0, whole.dc0);
+    for (int64_t d = 0; d < g.D; ++d)
+      for (int n = 0; n < 5; ++n) check("dw", found.dw[d][n], whole.dw[d][n]);
+  }
+  ++cases;
+}
+
 void checkpoints(const std::string& isa) {
   const int64_t V = vector_width<float>(isa);
   for (Cell cell : {Cell::kElman, Cell::kLstm, Cell::kGru}) {
@@ -202,35 +243,16 @@ void checkpoints(const std::string& isa) {
     for (int i = 0; i < (quick() ? 6 : 40); ++i) {
       Setup s = draw(random, cell, random.pick(std::vector<int64_t>{1, V - 1, V + 1, 5 * V}), V);
       Problem& p = s.problem;
-      p.training = true, p.T = random.pick(std::vector<int64_t>{1, 3, 7, 12});
+      p.T = random.pick(std::vector<int64_t>{1, 3, 7, 12});
       if (p.ragged) s.lengths = draw_lengths(random, p.B, p.T);
-      const Geometry g(p, s.lengths);
-      const Inputs in = make_inputs(p, g, s.given, random.bits());
-      const auto run = [&](int64_t every) {
-        p.checkpoint_every = every;
-        Engine<float> engine(s, g, in);
-        engine.forward();
-        engine.backward();
-        engine.expect_clean();
-        return engine.results();
-      };
-      const Results<float> whole = run(0);
-      for (int64_t every : {1, 3, 100}) {
-        const Results<float> found = run(every);
-        const auto check = [&](const char* name, const std::vector<float>& a,
-                               const std::vector<float>& b) {
-          EXPECT(a.size() == b.size() &&
-                     (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(float))),
-                 name << " differs, " << describe(s));
-        };
-        check("y", found.y, whole.y), check("h_n", found.h_n, whole.h_n);
-        check("c_n", found.c_n, whole.c_n), check("dx", found.dx, whole.dx);
-        check("dh0", found.dh0, whole.dh0), check("dc0", found.dc0, whole.dc0);
-        for (int64_t d = 0; d < g.D; ++d)
-          for (int n = 0; n < 5; ++n) check("dw", found.dw[d][n], whole.dw[d][n]);
-      }
-      ++cases;
+      compare_checkpoints(s, random.bits());
     }
+    // Of LSTM and GRU more than 2 MiB of W_hh, whose units threads share.
+    Setup wide;
+    Problem& p = wide.problem;
+    p.cell = cell, p.threads = 3, p.T = 5, p.B = 3, p.I = 7, p.H = 425;
+    wide.lengths = {5, 5, 2}, p.ragged = true;
+    compare_checkpoints(wide, random.bits());
   }
 }
 
