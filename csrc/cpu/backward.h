@@ -1,6 +1,6 @@
 // The backward pass of one layer. In phase j the recurrent chains run through block j while the
-// products of block j - 1 are made: one join of the threads per block of steps. Of a single row
-// with large weights the threads share the chain itself, step by step, and then the products.
+// products of block j - 1 are made: one join of the threads per block of steps. Of few rows with
+// large weights the threads share the chain itself, step by step, and then the products.
 #pragma once
 
 #include "backward_chain.h"

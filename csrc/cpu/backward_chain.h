@@ -59,14 +59,14 @@ struct BackwardWeights {
   }
 
   // product() of rows of `d`, from its first slot that takes part on, with W_hh, or with W_ih.
-  void multiply_recurrent(int64_t begin, int64_t end, bool descending, const Left* d, int64_t ld,
-                          int64_t rows, Sum* sums, const Receiver<Sum>& done) const {
+  void multiply_recurrent(int64_t begin, int64_t end, int part, bool descending, const Left* d,
+                          int64_t ld, int64_t rows, Sum* sums, const Receiver<Sum>& done) const {
+    const Sums<typename N::Recurrent> all{sums, false};
     if constexpr (kReadsUnpacked<N>)
       if (!hh.data)
         return unpacked_columns_product(hh, begin, end, static_cast<const S*>(from.w_hh), kRec.gate,
-                                        C::kRh, d, ld, rows, sums, done);
-    product(hh, begin, end, descending, d, ld, rows, Sums<typename N::Recurrent>{sums, false},
-            done);
+                                        C::kRh, d, ld, rows, all.of_part(part, false).data, done);
+    product(hh, begin, end, descending, d, ld, rows, all.of_part(part, all.kept(hh, rows)), done);
   }
   void multiply_inputs(const Left* d, int64_t ld, int64_t rows, Sum* sums,
                        const Receiver<Sum>& done) const {
@@ -200,10 +200,8 @@ class BackwardChain {
                                  int parts, Arena& arena) {
     q_ = &rows, w_ = &weights, begin_ = begin, end_ = end;
     panels_ = {nullptr, parts};
-    sums_size_ = round_up(larger(Sums<R>::size(w_->hh, end - begin, false),
-                                 rows.p->P ? Sums<F>::size(w_->hr, end - begin, false) : 0),
-                          64);
-    sums_ = arena.take<T>(sums_size_ * parts);
+    sums_ = arena.take<T>(larger(Sums<R>::size(w_->hh, end - begin, false, parts),
+                                 rows.p->P ? Sums<F>::size(w_->hr, end - begin, false, parts) : 0));
     if (replays<C>(*rows.p)) replay_.lay_out(rows, forward, begin, end, arena);
   }
 
@@ -247,11 +245,12 @@ class BackwardChain {
     BlockGradients<C, N>& block = q_->gradients(q_->block_of(t));
     if (replays<C>(*q_->p)) replay_.recall(t, panels_);
     const int64_t first = q_->row_in_block(t, begin_);
-    each_row(n, [&](int64_t r) {
+    const auto keep = [&](int64_t r, int) {
       const int64_t b = begin_ + r, row = q_->panel_row(first + r);
       if (keep_x_) keep_row(q_->x.row(t, b), block.x, row, q_->p->I);
       if (keep_h_) keep_row(q_->previous_output(t, b), block.h, row, q_->O);
-    });
+    };
+    if (keep_x_ || keep_h_) each_row(n, keep);
     // Rows whose first step, in the direction's own order, was `after` end here.
     const int64_t ended = dh0_ ? active(after) : carried;
     recur(after, ended, [&](int64_t p, int64_t r, int count, const T* dh) {
@@ -259,7 +258,7 @@ class BackwardChain {
       receive(t, r, alive, p, dh, block);
       store_dh0(r + alive, count - alive, p, dh + alive * w_->hh.columns(p) * W);
     });
-    for (int64_t r = carried; r < n; ++r) start_row(t, r, block);
+    each_row(n - carried, [&](int64_t r, int part) { start_row(t, carried + r, part, block); });
     if (q_->p->P) unproject(t, n, block);
   }
 
@@ -271,23 +270,24 @@ class BackwardChain {
     const auto* d = q_->gradients(q_->block_of(t)).d + q_->row_in_block(t, begin_) * q_->ld_d +
                     w_->kRec.first * q_->p->H;
     panels_.run(w_->hh.count(), [&](int64_t begin, int64_t end, int part) {
-      recur(d, t & 1, rows, begin, end, sums_ + part * sums_size_, take);
+      recur(d, t & 1, rows, begin, end, part, take);
     });
   }
   template <class Receive>
   void recur(const typename F::Left* d, bool descending, int64_t rows, int64_t begin, int64_t end,
-             typename F::Sum* sums, const Receive& take) {
-    w_->multiply_recurrent(begin, end, descending, d, q_->ld_d, rows, sums, take);
+             int part, const Receive& take) {
+    w_->multiply_recurrent(begin, end, part, descending, d, q_->ld_d, rows, sums_, take);
   }
 
   // A row's last step: its output's gradient starts from dh_n.
-  void start_row(int64_t t, int64_t r, BlockGradients<C, N>& block) {
+  void start_row(int64_t t, int64_t r, int part, BlockGradients<C, N>& block) {
     const Panels<R>& w = w_->hh;
+    T* sums = sums_ + part * Sums<R>::kPlace;
     for (int64_t p = 0; p < w.count(); ++p) {
       const int64_t u = p * kMaxColumns * W, n = smaller(w.columns(p) * W, q_->O - u);
-      fill_row(sums_, T(0), w.columns(p) * W);
-      if (dh_n_) convert_row(sums_, dh_n_ + (begin_ + r) * q_->O + u, n);
-      receive(t, r, 1, p, sums_, block);
+      fill_row(sums, T(0), w.columns(p) * W);
+      if (dh_n_) convert_row(sums, dh_n_ + (begin_ + r) * q_->O + u, n);
+      receive(t, r, 1, p, sums, block);
     }
   }
 
@@ -310,16 +310,17 @@ class BackwardChain {
 
   void unproject(int64_t t, int64_t rows, BlockGradients<C, N>& block) {
     const Panels<F>& w = w_->hr;
+    const Sums<F> all{sums_, false};
     const int64_t first = q_->row_in_block(t, begin_), H = q_->p->H;
     panels_.run(w.count(), [&](int64_t begin, int64_t end, int part) {
       product(w, begin, end, false, block.projected + first * q_->ld_p, q_->ld_p, rows,
-              Sums<F>{sums_ + part * sums_size_, false},
+              all.of_part(part, all.kept(w, rows)),
               [&](int64_t p, int64_t r, int count, const T* dm) {
                 differentiate(t, r, count, p, w.columns(p), dm, false, block);
               });
     });
     if (keep_m_)
-      each_row(rows, [&](int64_t r) {
+      each_row(rows, [&](int64_t r, int) {
         const T* m = saved_row(t, begin_ + r) + C::kSaved * H;
         keep_row(m, block.m, q_->panel_row(first + r), H);
       });
@@ -402,13 +403,16 @@ class BackwardChain {
         convert_row(dc0_ + b * q_->p->H, q_->ds[C::kState - 1] + b * q_->ld_state, q_->p->H);
   }
 
-  // Calls f(r) for each of these rows; a single one is not worth a join.
+  // Calls f(r, part) for each of these rows; one or none is not worth a join.
   template <class Function>
   void each_row(int64_t rows, const Function& f) const {
-    if (rows == 1) return f(int64_t(0));
-    panels_.run(rows, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) f(r);
-    });
+    const auto run = [&](int64_t begin, int64_t end, int part) {
+      for (int64_t r = begin; r < end; ++r) f(r, part);
+    };
+    if (rows > 1)
+      panels_.run(rows, run);
+    else
+      run(0, rows, 0);
   }
 
   // Copies a row of n features into panels of columns, as a part of the second factor of a sum over
@@ -444,7 +448,6 @@ class BackwardChain {
   Replay<C, N> replay_;
   int64_t begin_, end_;
   PanelTeam panels_;
-  int64_t sums_size_;
   T* sums_;
   const S *dh_n_, *dc_n_;
   S *dh0_, *dc0_;

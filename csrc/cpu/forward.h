@@ -82,11 +82,10 @@ class ForwardChain {
     const int64_t block_rows = block_steps_ * rows_;
     gathered_.lay_out(block_rows, p.I, arena);
     wx_ = arena.take<typename F::Sum>(Sums<F>::size(weights.ih.panels, block_rows, true));
-    sums_size_ = round_up(larger(larger(Sums<R>::size(weights.hh.panels, rows_, false),
-                                        Sums<R>::size(weights.hh.panels, 1, true)),
-                                 p.P ? Sums<F>::size(weights.hr.panels, rows_, false) : 0),
-                          64);
-    sums_ = arena.take<typename F::Sum>(sums_size_ * parts);
+    sums_ = arena.take<typename F::Sum>(
+        larger(larger(Sums<R>::size(weights.hh.panels, rows_, false, parts),
+                      Sums<R>::size(weights.hh.panels, 1, true)),
+               p.P ? Sums<F>::size(weights.hr.panels, rows_, false, parts) : 0));
     start_ = arena.take<int64_t>(block_steps_ + 1);
     const auto few = [](const auto& m, int sharing) {
       return smaller(kFewPanels, (m.panels.count() + sharing - 1) / sharing) * m.panels.stride();
@@ -203,10 +202,12 @@ class ForwardChain {
         return multiply_input_rows(x_.row(low, begin_), lda, rows);
       }
     }
-    for (int64_t t = low; t < high; ++t)
-      for (int64_t r = 0; r < active(t); ++r)
-        gathered_.set(start_[t - low] + r, x_.row(t, begin_ + r));
-    gathered_.prepare(0, rows);
+    panels_.run(high - low, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = low + begin; t < low + end; ++t)
+        for (int64_t r = 0; r < active(t); ++r)
+          gathered_.set(start_[t - low] + r, x_.row(t, begin_ + r));
+      gathered_.prepare(start_[begin], start_[end]);
+    });
     multiply_input_rows(gathered_.factors(0), gathered_.ld(), rows);
   }
 
@@ -237,20 +238,21 @@ class ForwardChain {
   void multiply(const PackedMatrix<N, M>& m, const Share& share, bool descending,
                 const typename M::Left* a, int64_t lda, int64_t rows, Sums<M> sums,
                 const Receiver<typename M::Sum>& done) const {
+    const Sums<M> own = share.part ? sums.of_part(share.part, sums.kept(m.panels, rows)) : sums;
     if (m.panels.data)
-      return product(m.panels, share.begin, share.end, descending, a, lda, rows, sums, done);
+      return product(m.panels, share.begin, share.end, descending, a, lda, rows, own, done);
     if constexpr (kReadsUnpacked<N>)
       if (reads_unpacked(rows))
         return unpacked_product<T>(m.panels, share.begin, share.end, static_cast<const T*>(share.w),
-                                   static_cast<const T*>(share.bias), a, lda, int(rows), sums,
-                                   done);
+                                   static_cast<const T*>(share.bias), a, lda, int(rows),
+                                   sums.of_part(share.part, sums.keep), done);
     PackedMatrix<N, M> few = m;
     few.panels.data = few_ + share.part * few_size_;
     for (int64_t p = share.begin; p < share.end; p += kFewPanels) {
       const int64_t end = smaller(p + kFewPanels, share.end);
       few.panels.first = p;
       for (int64_t i = p; i < end; ++i) few.pack_panel(i, share.w, share.bias, nullptr);
-      product(few.panels, p, end, false, a, lda, rows, sums, done);
+      product(few.panels, p, end, false, a, lda, rows, own, done);
     }
   }
 
@@ -273,10 +275,9 @@ class ForwardChain {
   void advance(int64_t s, int64_t n, int64_t wx_row, int64_t begin, int64_t end, int part) {
     const Operand<N>& operand = operand_[s & 1];
     const CellStep<C, N> maths = cell_step(s, wx_row);
-    typename F::Sum* sums = sums_ + part * sums_size_;
     const auto multiply_panels = [&](int64_t from, int64_t to, bool keep, const auto& done) {
       multiply(w_->hh, {from_.w_hh, from_.b_hh, from, to, part}, s & 1, operand.factors(0),
-               operand.ld(), n, Sums<R>{sums, keep}, done);
+               operand.ld(), n, Sums<R>{sums_, keep}, done);
     };
     if (!maths.kInParts || n != 1) {
       const auto done = [&](int64_t p, int64_t r, int count, typename F::Sum* tile) {
@@ -292,7 +293,7 @@ class ForwardChain {
       multiply_panels(from, to, true, [&](int64_t p, int64_t, int, typename F::Sum* tile) {
         w_->hh.values(p, 1, tile, operand.scales());
       });
-      maths.finish_panels(from, to, reinterpret_cast<const T*>(sums));
+      maths.finish_panels(from, to, reinterpret_cast<const T*>(sums_));
     }
   }
 
@@ -325,7 +326,7 @@ class ForwardChain {
     };
     panels_.run(w.count(), [&](int64_t begin, int64_t end, int part) {
       multiply(w_->hr, {from_.w_hr, nullptr, begin, end, part}, false, unprojected_.factors(0),
-               unprojected_.ld(), rows, Sums<F>{sums_ + part * sums_size_, false}, done);
+               unprojected_.ld(), rows, Sums<F>{sums_, false}, done);
     });
   }
 
@@ -333,7 +334,7 @@ class ForwardChain {
   const ForwardWeights<C, N>* w_;
   PanelTeam panels_;
   int direction_;
-  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, sums_size_, ld_state_;
+  int64_t begin_, end_, rows_, O_, saved_, block_steps_, block_rows_, ld_state_;
   Operand<N> operand_[2], unprojected_, gathered_;
   T* state_[C::kState];
   typename F::Sum *wx_, *sums_, *few_;
@@ -360,14 +361,17 @@ inline int team_size(const Problem& p) {
 
 // What threads share is directions and rows. Where each would have few rows for weights that L2
 // does not hold, or where there is a single row, they share the panels of every product: each reads
-// its part of the weights for all rows. That takes a join at each step, so they must be worth it.
+// its part of the weights for all rows. That takes joins at each step, so they must be worth it,
+// and the product with the fewest panels, W_hh's backwards, must be shared out about evenly.
 template <class N>
 int panel_parts(const Problem& p, int gates) {
   constexpr int64_t kBytes = sizeof(typename N::Recurrent::Right), kFewRows = 8;
-  const int64_t bytes = gates * p.H * (p.P ? p.P : p.H) * kBytes;
-  const bool few = p.B <= kFewRows * team_size(p) && bytes >= (2 << 20);
+  const int64_t O = p.P ? p.P : p.H, bytes = gates * p.H * O * kBytes, parts = team_size(p);
+  const int64_t panels = Panels<typename N::Recurrent>{nullptr, 0, O, 1}.count();
+  const bool even = 4 * round_up(panels, parts) <= 5 * panels;
+  const bool few = p.B <= kFewRows * parts && bytes >= (2 << 20) && even;
   const bool single = p.B == 1 && bytes >= (1 << 20);
-  return p.directions == 1 && (few || single) ? team_size(p) : 1;
+  return p.directions == 1 && (few || single) ? int(parts) : 1;
 }
 
 constexpr int64_t kFewSteps = 4;

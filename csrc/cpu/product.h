@@ -373,11 +373,14 @@ struct Sums {
   typename F::Sum* data;
   bool keep;
 
-  static int64_t size(const Panels<F>& w, int64_t rows, bool keep) {
-    const int64_t row = w.columns() * w.W;
-    if (keep || k_block(w, rows) < w.words()) return w.count() * rows * row;
-    return (kTiled<F> ? 2 : 1) * kMaxTileRows * kMaxColumns * w.W;
+  static constexpr int64_t kPlace = (kTiled<F> ? 2 : 1) * kMaxTileRows * kMaxColumns * Panels<F>::W;
+  // For up to so many rows, and for all parts of a team: each has a small place of its own.
+  static int64_t size(const Panels<F>& w, int64_t rows, bool keep, int parts = 1) {
+    const int64_t all = w.count() * rows * w.columns() * w.W, places = parts * kPlace;
+    return Sums{nullptr, keep}.kept(w, rows) && all > places ? all : places;
   }
+  bool kept(const Panels<F>& w, int64_t rows) const { return keep || k_block(w, rows) < w.words(); }
+  Sums of_part(int part, bool kept) const { return {kept ? data : data + part * kPlace, keep}; }
 };
 
 #ifdef FASTRNN_HAS_TILES

@@ -134,11 +134,17 @@ class Replay {
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = q_->time.time(s), n = active(t);
       start_[s - s0] = rows;
-      for (int64_t r = 0; r < n; ++r, ++rows) {
-        x_.set(rows, q_->x.row(t, begin_ + r));
-        h_.set(rows, q_->previous_output(t, begin_ + r));
-      }
+      rows += n;
     }
+    panels.run(s1 - s0, [&](int64_t begin, int64_t end, int) {
+      for (int64_t s = s0 + begin; s < s0 + end; ++s) {
+        const int64_t t = q_->time.time(s);
+        for (int64_t r = 0; r < active(t); ++r) {
+          x_.set(start_[s - s0] + r, q_->x.row(t, begin_ + r));
+          h_.set(start_[s - s0] + r, q_->previous_output(t, begin_ + r));
+        }
+      }
+    });
     multiply(w_->ih.panels, x_, rows, wx_, panels);
     multiply(w_->hh.panels, h_, rows, rh_, panels);
     panels.run(w_->hh.panels.count(), [&](int64_t begin, int64_t end, int) {

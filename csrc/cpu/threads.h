@@ -63,7 +63,7 @@ class Team {
   std::atomic<bool> stopped_{false};
 };
 
-// Threads that share the panels of one product, where a single row leaves nothing else to share.
+// Threads that share the panels of one product, see panel_parts() in forward.h.
 struct PanelTeam {
   Team* team = nullptr;  // null: the caller alone
   int parts = 1;

@@ -304,7 +304,7 @@ void check_cells(const std::string& isa) {
     p.dtype = kDtype<T>, p.threads = 3;
     EXPECT(fastrnn::sizes(p).packs_as_used, "threads share panels, " << describe(s));
     // A few sequences of which they do, in one step and in several, of which some have ended.
-    p.B = 9, p.I = 11, p.H = shared_units<T>(cell, 2);
+    p.B = 9, p.I = 11, p.H = shared_units<T>(cell, 2), p.threads = 2;
     EXPECT(fastrnn::sizes(p).packs_as_used, "threads share panels, " << describe(s));
     if (cell == Cell::kLstm) check_all<T>(s, 9);
     p.T = 5, s.lengths = {5, 4, 4, 3, 3, 2, 1, 1, 1};

@@ -45,9 +45,11 @@ void large_cases(Cell cell, const std::string& isa) {
   set(9, 1, 7, H, H - 2, 1), compare<T>(s, 10);
   p.reverse = true, s.lengths = {9}, p.ragged = true, compare<T>(s, 11);
   while (gate_count(cell) * H * (H - 2) * int64_t(sizeof(T)) <= 2 << 20) ++H;
+  p.threads = 2;
   set(3, 5, 7, H, 0, 1), compare<T>(s, 13);
   p.reverse = false;
   set(4, 3, 7, H, H - 2, 1), s.lengths = {4, 3, 1}, p.ragged = true, compare<T>(s, 14);
+  p.threads = threads;
   // Products longer than a part of a panel that stays in L2: input, backward, recurrent.
   const int64_t limit = (256 << 10) / (4 * V * int64_t(sizeof(T))), gates = gate_count(cell);
   set(2, 13, limit * 4 / gates + 5, V + 1, 0, 1), compare<T>(s, 7);
