@@ -46,7 +46,8 @@ def stop() -> None:
     raise StopError
 
 
-# B = 1 with large weights shares the chain itself among threads; other batches share rows.
+# B = 1 with large weights shares the chain itself among threads, as few rows with larger ones do;
+# other batches share rows.
 SHAPES = {"single": (1, 400), "batch": (6, 96)}
 FOREVER = 3_000_000  # steps: minutes, and memory that is never touched
 
