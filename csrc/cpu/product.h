@@ -374,7 +374,7 @@ struct Sums {
   bool keep;
 
   static constexpr int64_t kPlace = (kTiled<F> ? 2 : 1) * kMaxTileRows * kMaxColumns * Panels<F>::W;
-  // For up to so many rows, and for all parts of a team: what is kept lies apart by its panels, else
+  // For up to so many rows and all parts of a team: what is kept lies apart by its panels, or else
   // each part has a small place of its own.
   static int64_t size(const Panels<F>& w, int64_t rows, bool keep, int parts = 1) {
     const int64_t all = w.count() * rows * w.columns() * w.W, places = parts * kPlace;
