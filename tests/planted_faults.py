@@ -46,6 +46,7 @@ FAULTS = [
     ("chain-taken-twice", "cpu/threads.cpp", "if (chain[c].busy.exchange(true, std::memory_order_acquire)) continue;", "if (chain[c].busy.load()) continue;"),
     ("early-return", "cpu/threads.cpp", "p.done.load(std::memory_order_acquire) == count ||", "p.done.load(std::memory_order_acquire) >= count - 1 ||"),
     ("rounding-mode", "cpu/threads.cpp", "std::fesetenv(&floating_point);", "(void)floating_point;"),
+    ("callers-processor", "cpu/threads.cpp", "if (callers >= 0 && callers == processor())", "if (callers == -2)"),
     ("never-stops", "cpu/threads.h", "if (!(slot == 0 ? asked_to_stop() : stopped())) body(i, slot);", "body(i, slot);"),
     ("zero-point", "cpu/pack.h", "return -128 * sum;", "return -127 * sum;"),
     ("reverse-before", "cpu/rows.h", "return reverse ? t + 1 : t - 1;", "return t - 1;"),

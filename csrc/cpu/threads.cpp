@@ -1,6 +1,9 @@
 #include "threads.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <cfenv>
@@ -39,6 +42,28 @@ void spin_until(Condition&& condition) {
   }
 }
 
+// The processor that this thread runs on; -1: not known.
+inline int processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves this thread elsewhere, if it may run elsewhere, and leaves it all the processors that it
+// may run on: where it sleeps and wakes next the kernel goes by where it ran last.
+void leave_processor([[maybe_unused]] int which) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(which, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
 struct Pool {
   // The phase's generation (high half) and the next ticket (low half) change together, so that a
   // worker that looked at an older phase cannot take a ticket of a newer one.
@@ -52,7 +77,8 @@ struct Pool {
   // By the team that has the pool. Not a mutex: what an interrupt runs may make a team of its own.
   std::atomic<bool> taken{false};
   std::atomic<uint64_t> team_number{0};
-  fenv_t floating_point;  // of the team's caller
+  fenv_t floating_point;                   // of the team's caller
+  std::atomic<int> callers_processor{-1};  // when the phase began
 
   std::mutex sleep;
   std::condition_variable wake;
@@ -85,6 +111,14 @@ struct Pool {
     }
   }
 
+  // A thread that spins on every other processor, as torch's do for milliseconds after an
+  // operation, makes the kernel wake a worker on its caller's. There it is in the way: the caller
+  // stands still while the worker works, and while it looks for more.
+  void leave_callers_processor() const {
+    const int callers = callers_processor.load(std::memory_order_relaxed);
+    if (callers >= 0 && callers == processor()) leave_processor(callers);
+  }
+
   void worker_loop(int index) {
     uint64_t team_seen = 0;
     auto idle_since = std::chrono::steady_clock::now();
@@ -94,6 +128,7 @@ struct Pool {
                         int64_t(ticket(seen)) < count.load(std::memory_order_relaxed) &&
                         index < helpers.load(std::memory_order_relaxed);
       if (open) {
+        leave_callers_processor();
         work(seen, index + 1, team_seen);
         idle_since = std::chrono::steady_clock::now();
         continue;
@@ -172,6 +207,7 @@ void Team::run_tickets(int64_t count, Ticket call, const void* body) {
   p.call.store(call, std::memory_order_relaxed);
   p.body.store(body, std::memory_order_relaxed);
   p.done.store(0, std::memory_order_relaxed);
+  p.callers_processor.store(processor(), std::memory_order_relaxed);
   const uint64_t open = ((p.word.load(std::memory_order_relaxed) >> 32) + 1) << 32;
   p.word.store(open);
   if (p.asleep.load() > 0) {

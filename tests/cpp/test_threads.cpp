@@ -1,5 +1,6 @@
 // Team, on which every call runs: each ticket once, slots and chains in order, any number of
 // callers at once, after a fork and after idleness, in the caller's floating-point mode.
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <initializer_list>
 #include <thread>
 
 #include "cpu/threads.h"
@@ -182,6 +184,67 @@ void check_rounding() {
   std::fesetround(FE_TONEAREST);
 }
 
+#if defined(__linux__)
+cpu_set_t set_of(std::initializer_list<int> processors) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int p : processors) CPU_SET(p, &set);
+  return set;
+}
+
+// A worker that is woken on its caller's processor, since a thread spins on the other one that it
+// may use, goes there all the same; and may use both afterwards.
+void check_processors() {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) {
+    std::printf("SKIPPED: workers on a processor of their own, for want of a second one\n");
+    return;
+  }
+  int callers = 0, other = 0;
+  while (!CPU_ISSET(callers, &allowed)) ++callers;
+  for (other = callers + 1; !CPU_ISSET(other, &allowed);) ++other;
+  const cpu_set_t one = set_of({callers}), second = set_of({other}),
+                  both = set_of({callers, other});
+  std::atomic<bool> stop{false};
+  std::thread spinner([&] {
+    sched_setaffinity(0, sizeof second, &second);
+    while (!stop) continue;
+  });
+  sched_setaffinity(0, sizeof one, &one);
+  std::atomic<pid_t> worker{0};
+  std::atomic<int> at{-1};
+  const auto run = [&] {
+    Team team(2);
+    at = -1;
+    team.run(400, [&](int64_t, int slot) {
+      if (slot > 0 && at != callers) at = sched_getcpu();
+      if (slot > 0) worker = gettid();
+      work(20000);
+    });
+  };
+  const auto start = std::chrono::steady_clock::now();
+  while (!worker && std::chrono::steady_clock::now() - start < std::chrono::seconds(30)) run();
+  int helped = 0, in_the_way = 0;
+  for (int round = 0; round < 10 && worker; ++round) {
+    sched_setaffinity(worker, sizeof one, &one);  // where it now falls asleep
+    run();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    sched_setaffinity(worker, sizeof both, &both);
+    run();
+    helped += at >= 0, in_the_way += at == callers;
+    cpu_set_t left;
+    sched_getaffinity(worker, sizeof left, &left);
+    EXPECT(CPU_EQUAL(&left, &both), "a worker's processors are not what they were");
+  }
+  EXPECT(helped > 0, "no worker came");
+  EXPECT(in_the_way <= 2, in_the_way << " of 10 times a worker ran on its caller's processor");
+  stop = true;
+  spinner.join();
+  if (worker) sched_setaffinity(worker, sizeof allowed, &allowed);
+  sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#endif
+
 // Whole calls of the engine, several at a time.
 void check_calls() {
   test::Setup setup;
@@ -307,6 +370,10 @@ int main() {
   std::printf("four callers at once; after 30 ms of idleness\n");
   check_rounding();
   std::printf("the caller's rounding mode\n");
+#if defined(__linux__)
+  check_processors();
+  std::printf("workers beside a thread that spins\n");
+#endif
   check_calls();
   std::printf("concurrent calls\n");
   for (int64_t B : {1, 7, 40})
