@@ -98,6 +98,47 @@ def summary(results: list[Result]) -> list[str]:
     return [*lines, f"Losses: {len(losses)}", *losses]
 
 
+def bound(result: Result, threads: int) -> float | None:
+    """Return the least time of a case's products, in seconds; None where a ceiling is not known.
+
+    All of them at the FMA peak, but those of the recurrent steps no faster than W_hh (in streaming
+    W_ih too) can be read at each step, forwards and, in training, backwards. Gate maths and the
+    latency of a step count as nothing, so the bound is a loose one where H is small.
+    """
+    case, peak, bandwidth = result["case"], result["fma_peak"], result["read_bandwidth"]
+    if peak is None or bandwidth is None:
+        return None
+    passes, of_flops = (2, 2 / 3) if case["mode"] == "training" else (1, 1.0)
+    if case["mode"] != "streaming":
+        of_flops *= case["H"] / (case["I"] + case["H"])
+    at_peak = result["flops"] / (threads * peak * 1e9)
+    reads = passes * case["T"] * result["reread_bytes"] / (threads * bandwidth * 1e9)
+    return float(max(of_flops * at_peak, reads) + (1 - of_flops) * at_peak)
+
+
+def bounds(run: dict[str, Any]) -> list[str]:
+    """Return geometric means of each side's time over the bound, by mode and cell."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for result in run["results"]:
+        least = bound(result, run["threads"])
+        if least is None:
+            continue
+        times = {name: side["median"] for name, side in result["sides"].items()}
+        libraries = [time for name, time in times.items() if not name.startswith(OURS)]
+        if libraries:
+            times["fastest peer"] = min(libraries)
+        case = result["case"]
+        for cell in (case["cell"], "all cells"):
+            group = groups.setdefault((case["mode"], cell), {})
+            for name, time in times.items():
+                group.setdefault(name, []).append(time / least)
+    lines = ["", "Geometric mean of time / the bound's (products alone, at the machine's ceilings)"]
+    for (mode, cell), by_side in sorted(groups.items()):
+        means = (f"{name} {geometric_mean(values):.2f}" for name, values in by_side.items())
+        lines.append(f"  {mode:<9} {cell:<9} " + ", ".join(means))
+    return lines if groups else []
+
+
 def plot(run: dict[str, Any], path: Path) -> None:
     """Draw the ratio by shape, and GFLOP/s over arithmetic intensity under the two ceilings."""
     modes = sorted({result["case"]["mode"] for result in run["results"]})

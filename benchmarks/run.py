@@ -255,9 +255,9 @@ def main() -> None:
     prepare_environment(options.threads)
     outcome = json.loads(options.load.read_text()) if options.load else run(options)
 
-    from report import plot, summary
+    from report import bounds, plot, summary
 
-    print("\n".join(summary(outcome["results"])))
+    print("\n".join([*summary(outcome["results"]), *bounds(outcome)]))
     if outcome["skipped"]:
         print(f"Skipped, too long (--limit): {'; '.join(outcome['skipped'])}")
     print(conditions(outcome))
