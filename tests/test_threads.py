@@ -257,6 +257,47 @@ def test_workers_copy_the_floating_point_mode() -> None:
     assert output_of(python(ROUNDING)).strip() == "done"
 
 
+BORROWED = """
+import os, signal, torch, fastrnn
+from fastrnn import _plans
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+a = torch.randn(500, 500)
+a @ a  # torch's threads are there now
+before = len(os.listdir("/proc/self/task"))
+lstm, x = fastrnn.LSTM(64, 160), torch.randn(60, 32, 64)
+y = lstm(x)[0]
+y.sum().backward()
+signal.signal(signal.SIGALRM, lambda *_: a @ a)  # in between steps, on the same threads
+signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+for _ in range(40):
+    assert torch.equal(lstm(x)[0], y)
+signal.setitimer(signal.ITIMER_REAL, 0)
+a @ a
+print(bool(_plans.torchs_threads), len(os.listdir("/proc/self/task")) - before)
+print(hash(y.detach().numpy().tobytes()), hash(lstm.weight_hh_l0.grad.numpy().tobytes()))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+def test_torchs_threads_or_own() -> None:
+    """Calls make no thread where torch's OpenMP has some, or one if told to: with the same bits."""
+    outputs = [
+        output_of(python(BORROWED, FASTRNN_THREADS=whose, PYTHONHASHSEED="0")).splitlines()
+        for whose in ("torch", "own")
+    ]
+    assert [lines[0] for lines in outputs] == ["True 0", "False 1"]
+    assert outputs[0][1] == outputs[1][1]
+
+
+def test_unknown_threads() -> None:
+    result = python("import fastrnn", FASTRNN_THREADS="some")
+    assert result.returncode != 0
+    assert "FASTRNN_THREADS must be 'torch' or 'own', got 'some'" in result.stderr
+
+
 def test_thread_count_is_read_at_each_call() -> None:
     case = Case("gru", 10, 64, 16, 48)
     module = twin(case)[0]

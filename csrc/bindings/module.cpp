@@ -227,6 +227,12 @@ PYBIND11_MODULE(_core, m) {
     return d;
   });
   m.def("use_tensors", &use_tensors);
+  m.def("use_threads", [](uintptr_t start, uintptr_t end, uintptr_t within) {
+    const fr::ThreadLender lender{reinterpret_cast<decltype(fr::ThreadLender::start)>(start),
+                                  reinterpret_cast<decltype(fr::ThreadLender::end)>(end),
+                                  reinterpret_cast<decltype(fr::ThreadLender::within)>(within)};
+    fr::use_threads(&lender);
+  });
   py::class_<Inputs>(m, "Inputs").doc() = "Where the inputs of a call are.";
   py::class_<Layout>(m, "Layout")
       .def(py::init<bool, bool, bool>(), py::arg("x_batch_first"), py::arg("y_batch_first"),

@@ -22,6 +22,8 @@ constexpr int kMaxChains = 128;
 // After the last ticket a worker looks for more this long before it sleeps: longer than the gaps
 // within a call and between calls in a loop, short beside what it would take from other threads.
 constexpr auto kSpinTime = std::chrono::microseconds(60);
+// A lent thread, which would spin anyway, and is waited for at the end of the call.
+constexpr auto kLentSpinTime = std::chrono::microseconds(1000);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -64,6 +66,8 @@ void leave_processor([[maybe_unused]] int which) {
 #endif
 }
 
+}  // namespace
+
 struct Pool {
   // The phase's generation (high half) and the next ticket (low half) change together, so that a
   // worker that looked at an older phase cannot take a ticket of a newer one.
@@ -73,6 +77,9 @@ struct Pool {
   std::atomic<const void*> body{nullptr};
   std::atomic<int64_t> done{0};
   std::atomic<int> helpers{0};  // workers with a smaller index may take tickets
+  // The same of lent threads, how many have come, and whether they are to go.
+  std::atomic<int> lent_helpers{0}, lent_came{0};
+  std::atomic<bool> lent_leave{false};
 
   // By the team that has the pool. Not a mutex: what an interrupt runs may make a team of its own.
   std::atomic<bool> taken{false};
@@ -119,14 +126,30 @@ struct Pool {
     if (callers >= 0 && callers == processor()) leave_processor(callers);
   }
 
-  void worker_loop(int index) {
+  void start_worker(int index) {
+    std::thread([this, index] {
+      const std::atomic<bool> never{false};
+      serve(index, helpers, never, kSpinTime);
+    }).detach();
+  }
+
+  void lent_loop() {
+    fenv_t before;
+    std::fegetenv(&before);
+    serve(lent_came.fetch_add(1), lent_helpers, lent_leave, kLentSpinTime);
+    std::fesetenv(&before);
+  }
+
+  // Takes tickets, while `index` is below `most`, until told to leave.
+  void serve(int index, const std::atomic<int>& most, const std::atomic<bool>& leave,
+             std::chrono::microseconds spin_time) {
     uint64_t team_seen = 0;
     auto idle_since = std::chrono::steady_clock::now();
-    for (;;) {
+    while (!leave.load()) {
       const uint64_t seen = word.load(std::memory_order_acquire);
       const bool open = ticket(seen) != kClosed &&
                         int64_t(ticket(seen)) < count.load(std::memory_order_relaxed) &&
-                        index < helpers.load(std::memory_order_relaxed);
+                        index < most.load(std::memory_order_relaxed);
       if (open) {
         leave_callers_processor();
         work(seen, index + 1, team_seen);
@@ -134,31 +157,45 @@ struct Pool {
         continue;
       }
       for (int i = 0; i < 64; ++i) pause();
-      if (std::chrono::steady_clock::now() - idle_since < kSpinTime) continue;
+      if (std::chrono::steady_clock::now() - idle_since < spin_time) continue;
       std::unique_lock<std::mutex> lock(sleep);
       asleep.fetch_add(1);
-      wake.wait(lock, [&] { return word.load() >> 32 != seen >> 32; });
+      wake.wait(lock, [&] { return leave.load() || word.load() >> 32 != seen >> 32; });
       asleep.fetch_sub(1);
       idle_since = std::chrono::steady_clock::now();
     }
   }
 
+  void wake_sleepers() {
+    if (asleep.load() == 0) return;
+    std::lock_guard<std::mutex> lock(sleep);
+    wake.notify_all();
+  }
+
   // Where memory or limits allow no more threads, those that there are do the work.
   void start_workers(int wanted) {
     try {
-      for (; workers < wanted && workers < kMaxWorkers; ++workers)
-        std::thread([this, index = workers] { worker_loop(index); }).detach();
+      for (; workers < wanted && workers < kMaxWorkers; ++workers) start_worker(workers);
     } catch (const std::exception&) {
       return;
     }
   }
 };
 
+namespace {
+
 // On the heap and never freed: workers outlive static destruction.
 std::atomic<Pool*> the_pool{nullptr};
 
-// Threads do not survive a fork; the child starts with a pool of its own.
-void renew_pool() { the_pool.store(new Pool); }
+ThreadLender the_lender;
+std::atomic<int> most_lent{0};  // including the caller; 0: no lender
+
+// Threads do not survive a fork; the child starts with a pool of its own. The lender may not know
+// that it has none any more: libgomp would wait for them.
+void renew_pool() {
+  the_pool.store(new Pool);
+  most_lent.store(0);
+}
 
 Pool& pool() {
   static const bool once = [] {
@@ -172,6 +209,16 @@ Pool& pool() {
 
 }  // namespace
 
+// The end of a call would have to wait for more threads than processors one after the other. Fewer
+// than kMaxThreads are as many as the caller asked for: a lender may end those that it is not asked
+// for.
+void use_threads(const ThreadLender* lender) {
+  pool();
+  if (lender) the_lender = *lender;
+  const int processors = int(std::thread::hardware_concurrency());
+  most_lent.store(!lender ? 0 : processors < kMaxThreads ? processors : kMaxThreads - 1);
+}
+
 Team::Team(int size, Interrupt interrupt)
     : size_(size < kMaxThreads ? size : kMaxThreads), interrupt_(interrupt) {
   if (size_ <= 1) return;
@@ -180,15 +227,34 @@ Team::Team(int size, Interrupt interrupt)
     size_ = 1;
     return;
   }
-  has_pool_ = true;
+  pool_ = &p;
   std::fegetenv(&p.floating_point);
   p.team_number.fetch_add(1, std::memory_order_release);
-  p.start_workers(size_ - 1);
-  p.helpers.store(size_ - 1, std::memory_order_relaxed);
+  if (size_ <= most_lent.load() && !the_lender.within()) lender_ = &the_lender;
+  p.helpers.store(lender_ ? 0 : size_ - 1, std::memory_order_relaxed);
+  p.lent_helpers.store(lender_ ? size_ - 1 : 0, std::memory_order_relaxed);
+  if (!lender_) p.start_workers(size_ - 1);
 }
 
 Team::~Team() {
-  if (has_pool_) pool().taken.store(false, std::memory_order_release);
+  if (!pool_) return;
+  if (borrowed_ && !works_alone()) {
+    pool_->lent_leave.store(true);
+    pool_->wake_sleepers();
+    lender_->end();
+  }
+  pool_->taken.store(false, std::memory_order_release);
+}
+
+// Also in a child that was forked meanwhile, whose team has lost its threads.
+bool Team::works_alone() const { return !pool_ || pool_ != &pool(); }
+
+void Team::borrow() {
+  borrowed_ = true;
+  pool_->lent_came.store(0);
+  pool_->lent_leave.store(false);
+  lender_->start([](void* lent_to) { static_cast<Pool*>(lent_to)->lent_loop(); }, pool_,
+                 unsigned(size_));
 }
 
 bool Team::asked_to_stop() {
@@ -198,11 +264,12 @@ bool Team::asked_to_stop() {
 }
 
 void Team::run_tickets(int64_t count, Ticket call, const void* body) {
-  if (!has_pool_ || count <= 1) {
+  if (count <= 1 || works_alone()) {
     for (int64_t i = 0; i < count; ++i) call(body, i, 0);
     return;
   }
-  Pool& p = pool();
+  if (lender_ && !borrowed_) borrow();
+  Pool& p = *pool_;
   p.count.store(count, std::memory_order_relaxed);
   p.call.store(call, std::memory_order_relaxed);
   p.body.store(body, std::memory_order_relaxed);
@@ -210,10 +277,7 @@ void Team::run_tickets(int64_t count, Ticket call, const void* body) {
   p.callers_processor.store(processor(), std::memory_order_relaxed);
   const uint64_t open = ((p.word.load(std::memory_order_relaxed) >> 32) + 1) << 32;
   p.word.store(open);
-  if (p.asleep.load() > 0) {
-    std::lock_guard<std::mutex> lock(p.sleep);
-    p.wake.notify_all();
-  }
+  p.wake_sleepers();
   uint64_t team_seen = 0;
   p.work(open, 0, team_seen);
   // Others may have taken every ticket: still to be asked, so that they stop.
@@ -251,7 +315,7 @@ void Team::run_chain_steps(int chains, int64_t steps, ChainStep call, const void
       if (!worked) pause();
     }
   };
-  if (!has_pool_ || chains == 1) {
+  if (chains == 1 || works_alone()) {
     for (int c = 0; c < chains; ++c)
       for (int64_t s = 0; s < steps && !asked_to_stop(); ++s) call(body, c, s);
     return;

@@ -11,8 +11,11 @@ namespace fastrnn {
 
 constexpr int kMaxThreads = 64;  // of one team
 
-// The threads that work on one call: the caller and those workers of the process-wide pool that
-// happen to come. Only one team has the pool at a time; another caller works alone meanwhile.
+struct Pool;
+
+// The threads that work on one call: the caller and those workers of the process-wide pool, or lent
+// threads, that happen to come. Only one team has them at a time; another caller works alone
+// meanwhile.
 class Team {
  public:
   explicit Team(int size, Interrupt interrupt = {});
@@ -57,8 +60,13 @@ class Team {
   void run_tickets(int64_t count, Ticket call, const void* body);
   void run_chain_steps(int chains, int64_t steps, ChainStep call, const void* body);
 
+  void borrow();
+  bool works_alone() const;
+
   int size_;
-  bool has_pool_ = false;
+  Pool* pool_ = nullptr;                  // that this team has taken
+  const ThreadLender* lender_ = nullptr;  // whose threads it takes when there is work to share
+  bool borrowed_ = false;
   Interrupt interrupt_;
   std::atomic<bool> stopped_{false};
 };

@@ -9,7 +9,7 @@ import torch
 
 import fastrnn
 
-from . import _cuda_device
+from . import _cuda_device, _plans
 
 
 def _cuda() -> str:
@@ -30,11 +30,12 @@ def _kernels() -> str:
 def report() -> dict[str, str]:
     """Return what is to be known about the installation, by name."""
     forced = os.environ.get("FASTRNN_ISA")
+    whose = "torch's OpenMP" if _plans.torchs_threads else "fastrnn's own"
     return {
         "fastrnn": fastrnn.__version__,
         "ISA in use": fastrnn.isa() + (f" (FASTRNN_ISA={forced})" if forced else ""),
         "ISAs available": ", ".join(fastrnn.available_isas()),
-        "threads": f"{torch.get_num_threads()} (torch's), {os.cpu_count()} processors",
+        "threads": f"{torch.get_num_threads()}, {whose}; {os.cpu_count()} processors",
         "CUDA": _cuda(),
         "torch": torch.__version__,
         "platform": platform.platform(),

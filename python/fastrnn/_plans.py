@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks, _memory
+from . import _checks, _memory, _threads
 from ._problem import Layer
 
 try:
@@ -32,6 +32,10 @@ LARGE = 4 << 20
 # torch 2.10 has this table; without it every tensor is checked property by property.
 _core.use_tensors(list(_checks.PLAIN), getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _CPU = torch.device("cpu")
+
+torchs_threads = _threads.torchs()
+if torchs_threads:
+    _core.use_threads(*torchs_threads)
 
 
 def aligned(size: int) -> int:

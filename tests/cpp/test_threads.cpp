@@ -9,6 +9,7 @@
 #include <cfenv>
 #include <chrono>
 #include <initializer_list>
+#include <optional>
 #include <thread>
 
 #include "cpu/threads.h"
@@ -136,12 +137,62 @@ bool works_in_child() {
   return child > 0 && exits_well(child);
 }
 
+// A lender of threads that are made for each team, and keep their own rounding mode.
+struct Lender {
+  static inline thread_local bool within = false;
+  static inline thread_local std::vector<std::thread> threads;
+  static inline std::atomic<int> starts{0}, changed{0}, absent{0};
+  static inline const pid_t process = getpid();
+
+  static void start(void (*body)(void*), void* data, unsigned size) {
+    if (getpid() != process) std::abort();
+    within = true;
+    ++starts;
+    for (unsigned i = 1; i < size && !absent; ++i)
+      threads.emplace_back([=] {
+        within = true;
+        std::fesetround(FE_UPWARD);
+        body(data);
+        changed += std::fegetround() != FE_UPWARD;
+      });
+  }
+  static void end() {
+    if (getpid() != process) std::abort();
+    for (std::thread& t : threads) t.join();
+    threads.clear();
+    within = false;
+  }
+  static int in_use() { return within; }
+};
+
+// A child that is forked in the midst of a team has none of its threads, and ends it alone.
+bool ends_team_in_child() {
+  std::optional<Team> team(std::in_place, 2);
+  run_tickets(*team, 50, 100);
+  std::fflush(stdout);
+  const pid_t child = fork();
+  const bool right = run_tickets(*team, 50, 100) && run_chains(*team, 3, 20, 100);
+  team.reset();
+  if (child == 0) _exit(right ? 0 : 1);
+  return right && child > 0 && exits_well(child);
+}
+
 void check_fork() {
   {
     Team team(4);
     run_tickets(team, 100, 100);
   }
   EXPECT(works_in_child(), "in a forked child");
+  const fastrnn::ThreadLender lender{Lender::start, Lender::end, Lender::in_use};
+  for (const auto* l : {static_cast<const fastrnn::ThreadLender*>(nullptr), &lender}) {
+    fastrnn::use_threads(l);
+    const int starts = Lender::starts;
+    EXPECT(ends_team_in_child(), "forked within a team");
+    EXPECT(works_in_child(), "in a forked child of a process with lent threads");
+    const bool lends = l && std::thread::hardware_concurrency() > 1;
+    EXPECT(Lender::starts - starts == lends, "threads were borrowed");
+  }
+  fastrnn::use_threads(nullptr);
 #if !defined(__SANITIZE_THREAD__)  // which takes the child's threads for the parent's
   // Forked while another thread's team has the pool, which stays locked in the child's copy.
   std::atomic<bool> started{false}, stop{false};
@@ -244,6 +295,45 @@ void check_processors() {
   sched_setaffinity(0, sizeof allowed, &allowed);
 }
 #endif
+
+void check_lent_threads(int rounds) {
+  const fastrnn::ThreadLender lender{Lender::start, Lender::end, Lender::in_use};
+  const int processors = int(std::thread::hardware_concurrency());
+  if (processors < 2) {
+    std::printf("SKIPPED: lent threads, for want of a second processor\n");
+    return;
+  }
+  fastrnn::use_threads(&lender);
+  check_team(rounds / 10 + 1);
+  check_contention(rounds / 10 + 1);
+  EXPECT(Lender::starts > 0, "no threads were borrowed");
+  EXPECT(Lender::changed == 0, Lender::changed << " threads came back in another rounding mode");
+  std::atomic<int64_t> lent{0}, others{0};
+  const auto whose = [&](int64_t, int slot) {
+    if (slot > 0) ++(Lender::within ? lent : others);
+    work(20000);
+  };
+  const auto start = std::chrono::steady_clock::now();
+  while (!lent && std::chrono::steady_clock::now() - start < std::chrono::seconds(30))
+    Team(2).run(50, whose);
+  EXPECT(lent > 0 && others == 0,
+         others << " tickets of workers beside " << lent << " of lent ones");
+  Lender::starts = 0;
+  Team(2).run(1, whose);  // nothing to share
+  Team(processors + 1).run(50, whose);
+  Lender::within = true;
+  Team(2).run(50, whose);
+  EXPECT(Lender::within, "a caller that is a lent thread itself");
+  Lender::within = false;
+  EXPECT(Lender::starts == 0, "threads were borrowed for nothing, too many, or within");
+  Lender::absent = 1;
+  {
+    Team team(2);
+    EXPECT(run_tickets(team, 50, 100) && run_chains(team, 3, 20, 100), "of a lender that has none");
+  }
+  Lender::absent = 0;
+  fastrnn::use_threads(nullptr);
+}
 
 // Whole calls of the engine, several at a time.
 void check_calls() {
@@ -374,6 +464,8 @@ int main() {
   check_processors();
   std::printf("workers beside a thread that spins\n");
 #endif
+  check_lent_threads(rounds);
+  std::printf("threads of a lender\n");
   check_calls();
   std::printf("concurrent calls\n");
   for (int64_t B : {1, 7, 40})

@@ -256,6 +256,23 @@ const char* isa();
 std::vector<std::string> available_isas();
 void set_isa(const std::string& name);
 
+// Another library's threads, which then work on calls in place of threads of our own. Those of
+// OpenMP go on spinning for milliseconds after a parallel region: they are there at once, and next
+// to them others would have half a processor each. Nothing may throw.
+struct ThreadLender {
+  // Has up to `threads` - 1 threads call body(data), at once or later, and returns.
+  void (*start)(void (*body)(void*), void* data, unsigned threads) = nullptr;
+  // Called by the same thread, after start(): returns when they have all returned from body.
+  void (*end)() = nullptr;
+  // Whether the calling thread is itself a lent one, or between its start() and end().
+  int (*within)() = nullptr;
+};
+
+// From the next call on; null: threads of our own again. Nothing may be under way meanwhile. They
+// work too in calls for more threads than there are processors, or 63, in threads that are `within`
+// and in forked children.
+void use_threads(const ThreadLender* lender);
+
 // A 128-bit hash of the content of some buffers: equal content, equal hash.
 struct Fingerprint {
   uint64_t words[2];
