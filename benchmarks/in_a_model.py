@@ -77,9 +77,7 @@ def main() -> None:
             text = "  ".join(f"{name} {s * 1e3:8.3f} ms" for name, s in seconds.items())
             progress.write(f"{mode:9} {cell:4} {shape!s:18} {text}  torch / fastrnn {ratio:.2f}")
     for mode, values in found.items():
-        print(
-            f"{mode}: torch / fastrnn {geometric_mean(values):.2f}, least {min(values):.2f}"
-        )
+        print(f"{mode}: torch / fastrnn {geometric_mean(values):.2f}, least {min(values):.2f}")
     others = disturbance.share()
     print(f"{others or 0:.0%} of the processors' time went to others")
     if options.json:
@@ -87,7 +85,7 @@ def main() -> None:
         outcome = {
             "machine": machine.describe(processors) | {"command": command},
             "threads": options.threads,
-            "FASTRNN_THREADS": os.environ.get("FASTRNN_THREADS", "torch"),
+            "FASTRNN_OWN_THREADS": os.environ.get("FASTRNN_OWN_THREADS", "0"),
             "time_of_others": others,
             "results": results,
         }

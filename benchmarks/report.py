@@ -98,8 +98,8 @@ def summary(results: list[Result]) -> list[str]:
     return [*lines, f"Losses: {len(losses)}", *losses]
 
 
-def bound(result: Result, threads: int) -> float | None:
-    """Return the least time of a case's products, in seconds; None where a ceiling is not known.
+def bound(result: Result) -> float | None:
+    """Return the least time of a case's products on one thread, in seconds; None if not known.
 
     All of them at the FMA peak, but those of the recurrent steps no faster than W_hh (in streaming
     W_ih too) can be read at each step, forwards and, in training, backwards. Gate maths and the
@@ -108,19 +108,24 @@ def bound(result: Result, threads: int) -> float | None:
     case, peak, bandwidth = result["case"], result["fma_peak"], result["read_bandwidth"]
     if peak is None or bandwidth is None:
         return None
-    passes, of_flops = (2, 2 / 3) if case["mode"] == "training" else (1, 1.0)
-    if case["mode"] != "streaming":
-        of_flops *= case["H"] / (case["I"] + case["H"])
-    at_peak = result["flops"] / (threads * peak * 1e9)
-    reads = passes * case["T"] * result["reread_bytes"] / (threads * bandwidth * 1e9)
-    return float(max(of_flops * at_peak, reads) + (1 - of_flops) * at_peak)
+    training, streaming = case["mode"] == "training", case["mode"] == "streaming"
+    inputs = 0.0 if streaming else case["I"] / (case["I"] + case["H"])
+    recurrent = (1 - inputs) * (2 / 3 if training else 1)  # parts of all products
+    # W_ih is read once in a pass.
+    once = 0 if streaming else result["reread_bytes"] * case["I"] / case["H"]
+    reads = (result["bytes"] - once * (2 if training else 1)) / (bandwidth * 1e9)
+    at_peak = result["flops"] / (peak * 1e9)
+    return float(max(recurrent * at_peak, reads) + (1 - recurrent) * at_peak)
 
 
 def bounds(run: dict[str, Any]) -> list[str]:
-    """Return geometric means of each side's time over the bound, by mode and cell."""
+    """Return geometric means of each side's time over the bound, by mode and cell.
+
+    Of a run on one thread: several may each read a part of W_hh, from a cache that is nearer.
+    """
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for result in run["results"]:
-        least = bound(result, run["threads"])
+    for result in run["results"] if run["threads"] == 1 else []:
+        least = bound(result)
         if least is None:
             continue
         times = {name: side["median"] for name, side in result["sides"].items()}

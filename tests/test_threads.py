@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Any
 
@@ -258,44 +259,114 @@ def test_workers_copy_the_floating_point_mode() -> None:
 
 
 BORROWED = """
-import os, signal, torch, fastrnn
+import os, torch, fastrnn
 from fastrnn import _plans
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
-a = torch.randn(500, 500)
-a @ a  # torch's threads are there now
+a = torch.randn(1000, 1000)
+a.tanh()  # torch's threads are there now
 before = len(os.listdir("/proc/self/task"))
 lstm, x = fastrnn.LSTM(64, 160), torch.randn(60, 32, 64)
-y = lstm(x)[0]
+for _ in range(20):
+    a.tanh()
+    y = lstm(x)[0]
 y.sum().backward()
-signal.signal(signal.SIGALRM, lambda *_: a @ a)  # in between steps, on the same threads
-signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
-for _ in range(40):
-    assert torch.equal(lstm(x)[0], y)
-signal.setitimer(signal.ITIMER_REAL, 0)
-a @ a
+a.tanh()
 print(bool(_plans.torchs_threads), len(os.listdir("/proc/self/task")) - before)
 print(hash(y.detach().numpy().tobytes()), hash(lstm.weight_hh_l0.grad.numpy().tobytes()))
 """
+needs_two = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's /proc")
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+@needs_two
+@on_linux
 def test_torchs_threads_or_own() -> None:
     """Calls make no thread where torch's OpenMP has some, or one if told to: with the same bits."""
+    same = {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
     outputs = [
-        output_of(python(BORROWED, FASTRNN_THREADS=whose, PYTHONHASHSEED="0")).splitlines()
-        for whose in ("torch", "own")
+        output_of(python(BORROWED, FASTRNN_OWN_THREADS=own, **same)).splitlines()
+        for own in ("0", "1")
     ]
     assert [lines[0] for lines in outputs] == ["True 0", "False 1"]
     assert outputs[0][1] == outputs[1][1]
 
 
-def test_unknown_threads() -> None:
-    result = python("import fastrnn", FASTRNN_THREADS="some")
+def test_unknown_choice_of_threads() -> None:
+    result = python("import fastrnn", FASTRNN_OWN_THREADS="yes")
     assert result.returncode != 0
-    assert "FASTRNN_THREADS must be 'torch' or 'own', got 'some'" in result.stderr
+    assert "FASTRNN_OWN_THREADS must be 0 or 1, got 'yes'" in result.stderr
+
+
+HANDLED = """
+import signal, time, torch, fastrnn
+
+torch.set_num_threads(2)
+a, lstm = torch.randn(1000, 1000), fastrnn.LSTM(8, 128)
+tanh, small = a.tanh(), torch.randn(50, 16, 8)
+
+def timed(T):
+    x = torch.ones(T, 8, 8)
+    begin = time.perf_counter()
+    with torch.no_grad():
+        y = lstm(x)[0]
+    return y, begin, time.perf_counter()
+
+with torch.no_grad():
+    expected = lstm(small)[0]
+y, begin, end = timed(1000)
+T = min(200_000, int(1000 * 1.5 / (end - begin)))
+ran = []
+
+def handler(*_):  # within the call, whose threads are torch's
+    with torch.no_grad():
+        right = torch.equal(a.tanh(), tanh) and torch.equal(lstm(small)[0], expected)
+    ran.append((time.perf_counter(), right))
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.3)
+y, begin, end = timed(T)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert any(begin < at < end - 0.1 for at, _ in ran), (begin, end, ran)
+assert all(right for _, right in ran)
+assert torch.equal(timed(T)[0], y)
+assert torch.equal(a.tanh(), tanh)
+print("done")
+"""
+
+
+@needs_two
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+@pytest.mark.parametrize("own", ["0", "1"])
+def test_handlers_use_torch_and_layers_within_a_call(own: str) -> None:
+    """What runs between two blocks of a call on several threads may use these itself."""
+    assert output_of(python(HANDLED, FASTRNN_OWN_THREADS=own)).strip() == "done"
+
+
+IMPORTED = """
+import os, sys, warnings
+import torch
+
+warnings.simplefilter("ignore", DeprecationWarning)
+torch.set_num_threads(2)
+torch.randn(1000, 1000).tanh()
+child = os.fork()
+if child == 0:
+    import fastrnn
+
+    with torch.no_grad():
+        fastrnn.LSTM(16, 64)(torch.zeros(40, 32, 16))
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("done")
+"""
+
+
+@needs_fork
+def test_import_in_a_forked_child() -> None:
+    """Threads that torch had in the parent are not waited for."""
+    assert output_of(python(IMPORTED, timeout=60)).strip() == "done"
 
 
 def test_thread_count_is_read_at_each_call() -> None:

@@ -13,6 +13,8 @@
 #include <mutex>
 #include <thread>
 
+#include "../check.h"
+
 namespace fastrnn {
 namespace {
 
@@ -22,7 +24,7 @@ constexpr int kMaxChains = 128;
 // After the last ticket a worker looks for more this long before it sleeps: longer than the gaps
 // within a call and between calls in a loop, short beside what it would take from other threads.
 constexpr auto kSpinTime = std::chrono::microseconds(60);
-// A lent thread, which would spin anyway, and is waited for at the end of the call.
+// A lent one is waited for at the end of the call, and would have to be woken.
 constexpr auto kLentSpinTime = std::chrono::microseconds(1000);
 
 inline void pause() {
@@ -53,8 +55,17 @@ inline int processor() {
 #endif
 }
 
-// Moves this thread elsewhere, if it may run elsewhere, and leaves it all the processors that it
-// may run on: where it sleeps and wakes next the kernel goes by where it ran last.
+// Those that this thread may run on.
+int processor_count() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return int(std::thread::hardware_concurrency());
+}
+
+// Moves this thread elsewhere, if it may run elsewhere, and gives it back all the processors that
+// it may run on now: where it wakes next the kernel goes by where it ran last.
 void leave_processor([[maybe_unused]] int which) {
 #if defined(__linux__)
   cpu_set_t allowed;
@@ -127,31 +138,30 @@ struct Pool {
   }
 
   void start_worker(int index) {
-    std::thread([this, index] {
-      const std::atomic<bool> never{false};
-      serve(index, helpers, never, kSpinTime);
-    }).detach();
+    std::thread([this, index] { serve(index, false); }).detach();
   }
 
   void lent_loop() {
     fenv_t before;
     std::fegetenv(&before);
-    serve(lent_came.fetch_add(1), lent_helpers, lent_leave, kLentSpinTime);
+    serve(lent_came.fetch_add(1), true);
     std::fesetenv(&before);
   }
 
-  // Takes tickets, while `index` is below `most`, until told to leave.
-  void serve(int index, const std::atomic<int>& most, const std::atomic<bool>& leave,
-             std::chrono::microseconds spin_time) {
+  // Takes tickets as one of the helpers, or as a lent one until it is told to leave.
+  void serve(int index, bool lent) {
+    const std::atomic<int>& most = lent ? lent_helpers : helpers;
+    const auto spin_time = lent ? kLentSpinTime : kSpinTime;
+    const auto told_to_leave = [&] { return lent && lent_leave.load(); };
     uint64_t team_seen = 0;
     auto idle_since = std::chrono::steady_clock::now();
-    while (!leave.load()) {
+    while (!told_to_leave()) {
       const uint64_t seen = word.load(std::memory_order_acquire);
       const bool open = ticket(seen) != kClosed &&
                         int64_t(ticket(seen)) < count.load(std::memory_order_relaxed) &&
                         index < most.load(std::memory_order_relaxed);
       if (open) {
-        leave_callers_processor();
+        if (!lent) leave_callers_processor();
         work(seen, index + 1, team_seen);
         idle_since = std::chrono::steady_clock::now();
         continue;
@@ -160,7 +170,7 @@ struct Pool {
       if (std::chrono::steady_clock::now() - idle_since < spin_time) continue;
       std::unique_lock<std::mutex> lock(sleep);
       asleep.fetch_add(1);
-      wake.wait(lock, [&] { return leave.load() || word.load() >> 32 != seen >> 32; });
+      wake.wait(lock, [&] { return told_to_leave() || word.load() >> 32 != seen >> 32; });
       asleep.fetch_sub(1);
       idle_since = std::chrono::steady_clock::now();
     }
@@ -213,10 +223,12 @@ Pool& pool() {
 // than kMaxThreads are as many as the caller asked for: a lender may end those that it is not asked
 // for.
 void use_threads(const ThreadLender* lender) {
+  FASTRNN_CHECK(!lender || (lender->start && lender->end && lender->within),
+                "use_threads: a lender must have all three functions, got null");
   pool();
   if (lender) the_lender = *lender;
-  const int processors = int(std::thread::hardware_concurrency());
-  most_lent.store(!lender ? 0 : processors < kMaxThreads ? processors : kMaxThreads - 1);
+  const int most = processor_count();
+  most_lent.store(!lender ? 0 : most < kMaxThreads ? most : kMaxThreads - 1);
 }
 
 Team::Team(int size, Interrupt interrupt)

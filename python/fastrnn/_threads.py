@@ -12,38 +12,44 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable
 
 import torch
 
 NAMES = "GOMP_parallel_start", "GOMP_parallel_end", "omp_in_parallel"
+FORKED = 0x40
+"""Linux's PF_FORKNOEXEC among the flags of a process: forked, and not another program since."""
 
 
-def _libraries() -> Iterable[ctypes.CDLL]:
-    """Yield where torch's runtime is found, as the loader does: in the process, then by torch."""
-    yield ctypes.CDLL(None)
+def _forked() -> bool:
+    """Say whether this process may have lost threads that the runtime believes to be there."""
+    with open("/proc/self/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[6]) & FORKED != 0
+
+
+def _runtime() -> ctypes.CDLL:
+    """Return where torch's runtime is found: in the process, if another one was put before it."""
+    if "omp" in os.environ.get("LD_PRELOAD", ""):
+        return ctypes.CDLL(None)
     path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
-    yield ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    return ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
 
 
 def torchs() -> tuple[int, ...] | None:
-    """Return the addresses of the runtime's functions, or None: the engine keeps to its own.
+    """Return the addresses of the runtime's functions, or None: the engine uses its own threads.
 
-    The environment's ``FASTRNN_THREADS`` may be ``torch``, the default, or ``own``.
+    It does so too where the environment's ``FASTRNN_OWN_THREADS`` is 1.
     """
-    chosen = os.environ.get("FASTRNN_THREADS", "torch")
-    if chosen not in ("torch", "own"):
+    own = os.environ.get("FASTRNN_OWN_THREADS", "0")
+    if own not in ("", "0", "1"):
         raise ImportError(
-            f"fastrnn: FASTRNN_THREADS must be 'torch' or 'own', got {chosen!r}; "
-            "unset it for 'torch'"
+            f"fastrnn: FASTRNN_OWN_THREADS must be 0 or 1, got {own!r}; "
+            "unset it for torch's threads"
         )
-    if chosen == "own" or sys.platform != "linux":
+    if own == "1" or sys.platform != "linux":
         return None
     try:
-        for library in _libraries():
-            if hasattr(library, NAMES[0]):
-                found = (ctypes.cast(getattr(library, n), ctypes.c_void_p).value for n in NAMES)
-                return tuple(address or 0 for address in found)
+        runtime = _runtime()
+        found = [ctypes.cast(getattr(runtime, n), ctypes.c_void_p).value or 0 for n in NAMES]
+        return None if _forked() or not all(found) else tuple(found)
     except (OSError, AttributeError):
-        pass
-    return None
+        return None

@@ -268,9 +268,9 @@ struct ThreadLender {
   int (*within)() = nullptr;
 };
 
-// From the next call on; null: threads of our own again. Nothing may be under way meanwhile. They
-// work too in calls for more threads than there are processors, or 63, in threads that are `within`
-// and in forked children.
+// From the next call on; null: threads of our own again. Nothing may be under way meanwhile. Our
+// own work in any case where a call is for more threads than there are processors now, or 63, where
+// its thread is `within`, and in children forked later.
 void use_threads(const ThreadLender* lender);
 
 // A 128-bit hash of the content of some buffers: equal content, equal hash.
